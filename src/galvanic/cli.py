@@ -1,0 +1,296 @@
+"""The command line. Whatever needs torch is imported inside a command, so that --help answers at once."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Never
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from galvanic.studies.directory import RunDirectory
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Neural networks that survive analog hardware: simulate it, train for it, prove on unseen chips what was gained.\n\n"
+    "Begin with [bold]galvanic run[/bold]: three minutes on two cores, no data needed, a report at the end.",
+)
+console = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, to be treated as Ctrl-C is."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Errors that the user can do something about become one line and exit code 2; others keep their traceback."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            raise
+        fail(str(error) if not isinstance(error, OSError) or error.errno is None else f"{error.filename or 'file'}: {error.strerror}")
+
+
+def fail(message: str) -> Never:
+    """One line on standard error, and exit code 2."""
+    errors.print(f"[bold red]error:[/bold red] {escape(' '.join(message.split()))}", highlight=False)
+    raise typer.Exit(EXIT_USAGE)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from galvanic import __version__
+
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    data: Annotated[
+        str, typer.Option(help="digits (comes with it) | mnist | fashion-mnist | cifar10 (from --root) | a .npz file with x_train, y_train, x_test, y_test.")
+    ] = "digits",
+    root: Annotated[Path | None, typer.Option(help="Folder with the published files of mnist, fashion-mnist or cifar10.")] = None,
+    partial_test: Annotated[bool, typer.Option("--partial-test", help="Accept a test set that is not complete; the report prints how many.")] = False,
+    train_samples: Annotated[int | None, typer.Option(min=1, help="Train on a stratified subset of this size.")] = None,
+    model: Annotated[str, typer.Option(help="cnn (small, with batch norm) | FILE.py:NAME, a class, function or module of yours; the file is run.")] = "cnn",
+    profile: Annotated[str, typer.Option(help="The hardware: a name out of `galvanic profiles`, or a .toml file.")] = "pcm",
+    recipe: Annotated[list[str] | None, typer.Option(help="digital | ptq | noise; repeat for several. Default: all three.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each recipe, from --seed on.")] = 2,
+    chips: Annotated[int, typer.Option(min=1, help="How many unseen chips each trained network is put on.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set, the same for every recipe.")] = 40,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/DATA-PROFILE, numbered.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder; it keeps its settings.")] = None,
+    checkpoint_every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints of a training.")] = 2.0,
+) -> None:
+    """Train a network by three recipes, put each on unseen chips, let them age, and write a report.
+
+    [bold]digital[/bold] trains as usual and maps the weights on the chip; [bold]ptq[/bold] also tunes the converters afterwards;
+    [bold]noise[/bold] trains on simulated chips. The folder of the run holds configuration, rows (rows.jsonl), checkpoints, trained models
+    and report.html. Ctrl-C, a crash or a lost machine cost at most the last two seconds: `--resume FOLDER` ends with the same bits.
+
+    Examples:
+
+      galvanic run
+
+      galvanic run --profile generic-4bit --recipe digital --recipe noise --seeds 5
+
+      galvanic run --data mnist --root ~/data --epochs 4
+
+      galvanic run --model my.py:Net --data my.npz --profile my-chip.toml
+    """
+    from galvanic.storage import lock
+
+    with one_line_errors():
+        if resume is not None:
+            _refuse_other_settings(context)
+            folder = resume
+            if not (folder / "config.json").is_file():
+                fail(f"no run in {folder} (it has no config.json)")
+        else:
+            folder = out or _free_folder(data, profile)
+        with _interruptible(folder), lock(folder):
+            directory = _open(folder) if resume is not None else None
+            if directory is None:
+                if (folder / "config.json").exists():
+                    fail(f"{folder} holds a run already; --resume {folder} goes on with it, or choose another --out")
+                directory = _settle(folder, locals())
+            _execute(directory, checkpoint_every, new=resume is None)
+
+
+def _refuse_other_settings(context: typer.Context) -> None:
+    """A resumed run has its settings: others would be ignored in silence."""
+    allowed = ("resume", "checkpoint_every")
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in allowed}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        fail(f"--resume keeps the settings of the run; leave out --{given[0].replace('_', '-')}")
+
+
+def _free_folder(data: str, profile: str) -> Path:
+    from galvanic.studies.directory import free_folder
+
+    return free_folder(data, Path(profile).stem)
+
+
+def _open(folder: Path) -> "RunDirectory":
+    from galvanic.studies.directory import RunDirectory
+
+    return RunDirectory.open(folder)
+
+
+def _settle(folder: Path, given: dict[str, Any]) -> "RunDirectory":
+    """The run that the options describe."""
+    import torch
+
+    from galvanic.studies.directory import RunDirectory
+    from galvanic.studies.settings import FIRST_TEST_CHIP, new_settings
+    from galvanic.train import RECIPES
+
+    for name in given["recipe"] or ():
+        if name not in RECIPES:
+            fail(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+    settings = new_settings(
+        **{name: given[name] for name in ("data", "partial_test", "train_samples", "model", "profile", "epochs", "batch")},
+        root=None if given["root"] is None else str(given["root"]),
+        recipes=list(dict.fromkeys(given["recipe"] or RECIPES)),
+        seeds=list(range(given["seed"], given["seed"] + given["seeds"])),
+        chips=list(range(FIRST_TEST_CHIP, FIRST_TEST_CHIP + given["chips"])),
+        threads=torch.get_num_threads(),
+    )
+    return RunDirectory(folder, settings)
+
+
+def _execute(directory: "RunDirectory", checkpoint_every: float, *, new: bool) -> None:
+    from galvanic.report import write
+
+    data = directory.settings.load_data()
+    if new:
+        directory.create(data, shlex.join(["galvanic", *sys.argv[1:]]))
+    study = directory.study(data, checkpoint_every)
+    with _progress(sum(cell.effort for cell in study.cells())) as advance:
+        directory.execute(study, advance)
+    page = write(directory.folder)
+    _print_table(directory)
+    console.print(f"\nreport: [bold]{escape(str(page))}[/bold]", highlight=False)
+
+
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM leave a run that can go on, and say how."""
+
+    def terminate(*_: Any) -> Never:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        errors.print(f"\nstopped; go on with: [bold]galvanic run --resume {escape(shlex.quote(str(folder)))}[/bold]", highlight=False)
+        raise typer.Exit(EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_TERMINATED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress(total: float) -> Iterator[Callable[[str, float], None]]:
+    """A bar with the time that is left; nothing where no one watches."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal, speed_estimate_period=60) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda name, effort: bar.update(task, description=name, advance=effort)
+
+
+def _print_table(directory: "RunDirectory") -> None:
+    """Accuracy by recipe and age, without and with compensation."""
+    import statistics
+
+    from rich.table import Table
+
+    settings = directory.settings
+    cells: dict[tuple[str, str, float], list[float]] = {}
+    for row in directory.rows():
+        if row["kind"] == "age":
+            cells.setdefault((row["recipe"], row["compensation"], row["age_s"]), []).append(100 * row["accuracy"])
+    trainings = f"{len(settings.seeds)} training{'s' if len(settings.seeds) > 1 else ''} x {len(settings.chips)} unseen chips"
+    title = f"Accuracy in % on {settings.data}, profile {settings.profile['name']}, by age: mean±standard deviation over {trainings}"
+    table = Table(title=title, title_justify="left", title_style="")
+    for column in ("recipe", "compensation", *map(_age, settings.ages_s)):
+        table.add_column(column, justify="left" if column in ("recipe", "compensation") else "right", no_wrap=True)
+    for recipe, compensation in dict.fromkeys((r, c) for r, c, _ in cells):
+        values = [cells[recipe, compensation, age_s] for age_s in settings.ages_s]
+        table.add_row(recipe, compensation, *(f"{statistics.fmean(v):.1f}±{statistics.pstdev(v):.1f}" for v in values))
+    console.print(table)
+
+
+def _age(seconds: float) -> str:
+    for unit, name in ((365 * 86400.0, "y"), (86400.0, "d"), (3600.0, "h")):
+        if seconds >= unit:
+            return f"{seconds / unit:g} {name}"
+    return f"{seconds:g} s"
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")]) -> None:
+    """Write the report of a run again, from its rows."""
+    from galvanic.report import write
+
+    with one_line_errors():
+        console.print(f"report: [bold]{escape(str(write(folder)))}[/bold]", highlight=False)
+
+
+@app.command()
+def profiles() -> None:
+    """List the hardware that comes with galvanic."""
+    from rich.table import Table
+
+    from galvanic.profile import load_profile, profile_names
+
+    table = Table("profile", "what it is", "tile", "effects")
+    for name in profile_names():
+        p = load_profile(name)
+        effects = [type(e).__name__ for side in (p.input, p.weight, p.output) for e in side]
+        table.add_row(name, p.summary, f"{p.rows or 'any'} x {p.columns or 'any'}", ", ".join(effects) or "none")
+    console.print(table)
+    console.print("`galvanic show NAME` draws one; your own is a TOML file: start from `galvanic show NAME --toml`.", highlight=False)
+
+
+@app.command()
+def show(
+    profile: Annotated[str, typer.Argument(help="A name out of `galvanic profiles`, or a .toml file.")],
+    out: Annotated[Path | None, typer.Option(help="Where the drawing goes; .svg, .png or .pdf. Default: NAME.svg here.")] = None,
+    toml: Annotated[bool, typer.Option("--toml", help="Print it as TOML instead, to start a profile of your own.")] = False,
+) -> None:
+    """Show a kind of hardware: every number with unit and source, and a plot of each effect."""
+    from galvanic.profile import load_profile, to_toml
+
+    with one_line_errors():
+        chosen = load_profile(profile)
+        if toml:
+            print(to_toml(chosen), end="")
+            return
+        from galvanic.studies.portrait import draw, facts
+
+        _print_facts(chosen.name, chosen.summary, facts(chosen))
+        page = draw(chosen, out or Path(f"{chosen.name}.svg"))
+        console.print(f"plots: [bold]{escape(str(page))}[/bold]", highlight=False)
+
+
+def _print_facts(name: str, summary: str, rows: list[tuple[str, str, str, list[tuple[str, str]]]]) -> None:
+    from rich.table import Table
+
+    console.print(f"[bold]{escape(name)}[/bold]  {escape(summary)}", highlight=False)
+    for side, effect, source, numbers in rows:
+        console.print(f"\n[bold]{side}[/bold]" + (f": {effect}" if effect else ""), highlight=False)
+        table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+        for number in numbers:
+            table.add_row(*map(escape, number))
+        console.print(table)
+        if source:
+            console.print(f"  [dim]{escape(source)}[/dim]", highlight=False)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,54 @@
+"""Where a model sits: on which chip, how long after the write, under which conditions, with which reads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from torch import nn
+
+from galvanic.nn.analog import Chip, Reads
+from galvanic.nn.convert import analog_layers
+from galvanic.physics import Conditions
+
+
+def program(model: nn.Module, chip: int | None = None, write: int = 0) -> nn.Module:
+    """Write the weights to a chip, in place, at age 0; other conditions stay. Drift compensation is forgotten.
+
+    Args:
+        model: an analog model.
+        chip: its number; None for a fresh anonymous chip, drawn on the model's own device from its global stream (training).
+        write: which write of this chip; another number renews what is drawn per write, and keeps what was fabricated.
+    """
+    for layer in analog_layers(model).values():
+        layer.place(Chip(chip, write), replace(layer.conditions, age_s=0.0))
+    return model
+
+
+def age(model: nn.Module, seconds: float, *, snapshot: int = 0) -> nn.Module:
+    """Let the chip be `seconds` old, counted from the first possible read after the write, in place; slow noise is drawn anew."""
+    for layer in analog_layers(model).values():
+        layer.place(replace(layer.chip, snapshot=snapshot), replace(layer.conditions, age_s=seconds), renew=("snapshot",))
+    return model
+
+
+def at(model: nn.Module, conditions: Conditions, *, snapshot: int = 0) -> nn.Module:
+    """Put the chip under conditions (age, temperature, noise level ...), in place; slow noise is drawn anew."""
+    for layer in analog_layers(model).values():
+        layer.place(replace(layer.chip, snapshot=snapshot), conditions, renew=("snapshot",))
+    return model
+
+
+@contextmanager
+def reads(model: nn.Module, mode: Reads) -> Iterator[nn.Module]:
+    """Within it, noise per read is `fresh` in every product (as always), `frozen` (one draw per place and shape kept), or `off`."""
+    if mode not in ("fresh", "frozen", "off"):
+        raise ValueError(f"reads are 'fresh', 'frozen' or 'off', not {mode!r}")
+    layers = analog_layers(model).values()
+    before = [layer.reads for layer in layers]
+    for layer in layers:
+        layer.reads, layer._frozen = mode, {}
+    try:
+        yield model
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.reads, layer._frozen = old, {}

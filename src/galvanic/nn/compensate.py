@@ -1,0 +1,147 @@
+"""Undoing drift digitally: what is measured through the noisy array, and corrected after it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from galvanic.nn.analog import Analog
+from galvanic.nn.calibrate import inputs_of
+from galvanic.nn.convert import analog_layers
+from galvanic.seeding import generator
+
+
+class Compensation(ABC):
+    """A digital correction of a chip, measured through its noisy array."""
+
+    name: str
+
+    @abstractmethod
+    def apply(self, model: nn.Module) -> None:
+        """Correct the model in place."""
+
+
+def compensate(model: nn.Module, compensation: Compensation) -> nn.Module:
+    """Correct the model for the chip it is on and the age it has, in place. `program` forgets a drift compensation."""
+    compensation.apply(model)
+    return model
+
+
+@dataclass(frozen=True)
+class _Drift(Compensation):
+    """Gain of the array, $\\gamma = \\overline{|y(0)|} / \\overline{|y(t)|}$, both read through its converters and noise.
+
+    The inputs are rows of random signs, whose amplitude is the largest at which three standard deviations of every column stay inside
+    the converter's window.
+
+    Args:
+        probes: number of input vectors.
+    """
+
+    probes: int = 256
+    columns: ClassVar[bool] = False
+
+    def apply(self, model: nn.Module) -> None:
+        for layer in analog_layers(model).values():
+            if layer.profile.weight:
+                reference, now = _probe(layer, self.probes, 0.0), _probe(layer, self.probes, layer.conditions.age_s)
+                if not self.columns:
+                    reference, now = reference.mean(), now.mean()
+                layer.gain = reference / now.clamp(min=1e-9)
+
+
+@dataclass(frozen=True)
+class GlobalDrift(_Drift):
+    """One gain a layer: the mean magnitude of the outputs just after the write over that of today.
+
+    Args:
+        probes: number of input vectors.
+
+    Reference:
+        Le Gallo et al., Compressed sensing with approximate message passing using in-memory computing, IEEE Trans. Electron Devices 65, 2018.
+    """
+
+    name = "global-drift"
+    columns = False
+
+
+@dataclass(frozen=True)
+class ColumnDrift(_Drift):
+    """One gain a column of the array.
+
+    Args:
+        probes: number of input vectors.
+    """
+
+    name = "column-drift"
+    columns = True
+
+
+@torch.no_grad()
+def _probe(layer: Analog, probes: int, age_s: Any) -> Tensor:
+    """Mean magnitude that each column answers to random signs, (n_out,), at this age of the present write."""
+    before = layer.chip, layer.conditions, dict(layer._draws), layer.gain
+    if age_s != layer.conditions.age_s:
+        layer.place(layer.chip, replace(layer.conditions, age_s=age_s), renew=("snapshot",))
+    layer.gain = None
+    y = layer(_signs(layer, probes))
+    if layer.bias is not None:
+        y = y - layer._broadcast(layer.bias)
+    layer.chip, layer.conditions, layer._draws, layer.gain = before
+    layer.place(layer.chip, layer.conditions, renew=())
+    return y.abs().transpose(0, 1).flatten(1).mean(1)
+
+
+def _signs(layer: Analog, probes: int) -> Tensor:
+    """Signals of random signs, (probes, n_in, ...), as strong as the output converters' window allows."""
+    blocks = layer.matrix()[0]
+    space = [2 * d * (k - 1) + 1 for d, k in zip(getattr(layer, "dilation", ()), layer.weight.shape[2:], strict=True)]
+    signs = torch.randint(0, 2, (probes, blocks * layer.weight.shape[1], *space), generator=generator("probe")).to(layer.weight) * 2 - 1
+    r_x, r_y = layer.full_scale("input"), layer.full_scale("output")
+    strongest = (layer.weight / layer.scale()).flatten(1).norm(dim=1).max().clamp(min=1e-9)
+    amplitude = 1.0 if r_y is None else (r_y / (3 * strongest)).clamp(max=1)
+    return signs * amplitude * (1 if r_x is None else r_x)
+
+
+@dataclass(frozen=True)
+class BatchNorm(Compensation):
+    """New statistics of every batch normalisation, from unlabelled inputs run through the noisy chip.
+
+    Args:
+        batches: inputs, or tuples that begin with them; run through once.
+
+    Raises:
+        ValueError: the model has no batch normalisation, or no batch came.
+
+    Reference:
+        Joshi et al., Accurate deep neural network inference using computational phase-change memory, Nat. Commun. 11, 2020 (AdaBS);
+        Tsai et al., Robust processing-in-memory neural networks via noise-aware normalization, arXiv 2007.03230, 2020.
+    """
+
+    batches: Iterable[Any]
+    name = "batch-norm"
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        if not norms:
+            raise ValueError("BatchNorm: the model has no batch normalisation whose statistics could be renewed")
+        modes = {m: m.training for m in model.modules()}
+        momenta = [m.momentum for m in norms]
+        model.eval()
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # a plain average over the batches
+            m.train()
+        try:
+            seen = sum(1 for batch in self.batches if model(inputs_of(batch)) is not None)
+        finally:
+            for m, momentum in zip(norms, momenta, strict=True):
+                m.momentum = momentum
+            for module, mode in modes.items():
+                module.training = mode
+        if not seen:
+            raise ValueError("BatchNorm: the batches are empty")

@@ -1,0 +1,109 @@
+"""What a model is worth on chips it has not seen, and what each of its layers does to the signal."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from galvanic.nn.analog import Analog
+from galvanic.nn.chips import at, program
+from galvanic.nn.compensate import Compensation, compensate
+from galvanic.nn.convert import analog_layers
+from galvanic.physics import Conditions, Context
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    metric: Callable[[nn.Module], float],
+    *,
+    chips: Iterable[int],
+    writes: int = 1,
+    ages_s: Sequence[float] = (0.0,),
+    conditions: Conditions | None = None,
+    compensation: Compensation | None = None,
+) -> list[dict[str, Any]]:
+    """A row for every chip, write and age: the metric of a copy of the model that sits there, in evaluation mode.
+
+    Args:
+        model: an analog model; it is left as it is.
+        metric: what is measured, of the model it is given.
+        chips: numbers of chips; report on others than those trained on.
+        writes: how often each chip is written.
+        ages_s: seconds since the write.
+        conditions: temperature, noise level ...; their age is replaced by those of `ages_s`.
+        compensation: applied at every age before the measurement.
+
+    Returns:
+        Rows with chip, write, age_s, noise_level, temperature_K, compensation, value.
+    """
+    conditions = conditions or Conditions()
+    rows = []
+    for chip in chips:
+        for write in range(writes):
+            for age_s in ages_s:
+                there = replace(conditions, age_s=age_s)
+                placed = at(program(copy.deepcopy(model).eval(), chip, write), there)
+                if compensation is not None:
+                    compensate(placed, compensation)
+                rows.append(_row(chip, write, there, compensation, metric(placed)))
+    return rows
+
+
+def _row(chip: int, write: int, there: Conditions, compensation: Compensation | None, value: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"chip": chip, "write": write, "age_s": float(there.age_s), "noise_level": float(there.noise_level)}
+    return row | {
+        "temperature_K": float(there.temperature_K),
+        "compensation": "none" if compensation is None else compensation.name,
+        "value": float(value),
+    }
+
+
+@torch.no_grad()
+def inspect(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
+    """A row for every analog layer that `x` reaches: how wrong its product is, and how its signals sit in its converters.
+
+    Keys: layer; error, the RMS difference between its analog and its digital product of the same input, over the RMS of the digital one
+    without bias; input_max, the largest input; input_range; input_clipped, the share of inputs beyond it; output_max, output_range and
+    output_clipped likewise for the tiles' results, in units of one cell. Ranges found per vector, and those of a side without converters, are None.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    hooks = []
+    for name, layer in analog_layers(model).items():
+
+        def look(layer: Analog, inputs: tuple[Tensor, ...], y: Tensor, name: str = name) -> None:
+            rows[name] = {"layer": name, **_signals(layer, inputs[0], y)}
+
+        hooks.append(layer.register_forward_hook(look))
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(rows.values())
+
+
+def _signals(layer: Analog, x: Tensor, y: Tensor) -> dict[str, Any]:
+    exact = layer.digital(x, layer.weight)
+    bias = 0 if layer.bias is None else layer._broadcast(layer.bias)
+    context = Context(**layer.at)
+    w, _, _ = layer.written(context)
+    u, _ = layer.enter(x, context)
+    currents = torch.cat([layer.contract(u, w, cut).flatten() for cut in layer.cuts()]).abs()
+    return {
+        "error": float((y - exact).square().mean().sqrt() / (exact - bias).square().mean().sqrt().clamp(min=1e-12)),
+        **_against("input", x.abs(), layer.full_scale("input")),
+        **_against("output", currents, layer.full_scale("output")),
+    }
+
+
+def _against(side: str, magnitudes: Tensor, full_scale: Tensor | None) -> dict[str, Any]:
+    clipped = None if full_scale is None else float((magnitudes > full_scale).float().mean())
+    return {
+        f"{side}_max": float(magnitudes.max()),
+        f"{side}_range": None if full_scale is None else float(full_scale),
+        f"{side}_clipped": clipped,
+    }

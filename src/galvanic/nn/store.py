@@ -1,0 +1,68 @@
+"""An analog model as one file: weights, hardware, chip and conditions; no draws, a chip is its number."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from galvanic.nn.analog import Analog, Chip
+from galvanic.nn.convert import analog_layers, convert
+from galvanic.physics import Conditions
+from galvanic.profile import profile_from_dict, profile_to_dict
+from galvanic.storage import read_tree, write_tree
+
+_FORMAT = 1
+
+
+def save(path: str | Path, model: nn.Module) -> None:
+    """Write an analog model to one self-checking safetensors file, atomically.
+
+    Raises:
+        ValueError: the model is not analog, or sits on an anonymous chip, which no number could bring back.
+    """
+    layers = analog_layers(model)
+    anonymous = [name for name, layer in layers.items() if layer.chip.number is None]
+    if anonymous:
+        raise ValueError(f"{anonymous[0]} sits on an anonymous chip, which cannot be saved; program(model, chip=...) gives it a number")
+    write_tree(
+        Path(path),
+        {
+            "format": _FORMAT,
+            "torch": str(torch.__version__),
+            "layers": {name: _placed(layer) for name, layer in layers.items()},
+            "state": dict(model.state_dict()),
+        },
+    )
+
+
+def _placed(layer: Analog) -> dict[str, object]:
+    conditions = {k: float(v) for k, v in asdict(layer.conditions).items()}
+    gain = None if layer.gain is None else layer.gain
+    return {"profile": profile_to_dict(layer.profile), "chip": asdict(layer.chip), "conditions": conditions, "gain": gain}
+
+
+def load(path: str | Path, model: nn.Module) -> nn.Module:
+    """The analog model that `save` wrote, on the same chip with the same bits.
+
+    Args:
+        path: the file.
+        model: a digital (or analog) model of the same architecture; it is untouched. Code is never read from the file.
+
+    Raises:
+        ValueError: the file is damaged or does not fit the model.
+    """
+    tree = read_tree(Path(path))
+    if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
+        raise ValueError(f"{path}: not a saved model of format {_FORMAT}")
+    profiles = {name: profile_from_dict(placed["profile"], where=f"{path}: {name}") for name, placed in tree["layers"].items()}
+    analog = convert(model, dict(profiles), chip=None)
+    try:
+        analog.load_state_dict(tree["state"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from None
+    for name, layer in analog_layers(analog).items():
+        placed = tree["layers"][name]
+        layer.place(Chip(**placed["chip"]), Conditions(**placed["conditions"]))
+        layer.gain = None if placed["gain"] is None else placed["gain"].to(layer.weight)
+    return analog

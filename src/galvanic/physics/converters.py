@@ -1,0 +1,104 @@
+"""Digital-to-analog and analog-to-digital conversion."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from galvanic.physics.base import Context, Nonideality
+from galvanic.physics.value import NonNegative, Positive, Scalar
+
+
+def straight_through(value: Tensor, like: Tensor) -> Tensor:
+    """Exactly `value`, with the gradient of `like`."""
+    return value.detach() + (like - like.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(Nonideality):
+    r"""A uniform converter, $y = s\,\mathrm{round}(\mathrm{clip}(x / s, -Q_n, Q_p)) + \epsilon$.
+
+    With `bits` $b$, signed, the levels are $s k$, $|k| \le 2^{b-1} - 1$, $s = \mathrm{full\ scale} / (2^{b-1} - 1)$: zero is one of them.
+    Unsigned they are $s k$, $0 \le k \le 2^b - 1$. With `step` instead of bits there is no clipping: ``step=2**-b`` is the published form
+    $\mathrm{round}(x 2^b) / 2^b + \epsilon$.
+
+    The gradient is the straight-through one: that of the formula with round left out. It is 1 inside the range and 0 beyond it; to the
+    full scale it is $\mathrm{round}(v) - v$ of full scale inside, and +-1 beyond.
+
+    Args:
+        bits: resolution; either it or `step`.
+        step: $s$, in units of the layer's range.
+        signed: whether negative values are represented.
+        full_scale: largest value represented, in units of the layer's range.
+        stochastic: rounds up with the probability that makes the mean exact; not scaled by the noise level.
+        error_std: standard deviation of $\epsilon$, in units of the layer's range.
+
+    Raises:
+        ValueError: neither or both of `bits` and `step`; one signed bit.
+
+    Reference:
+        Bengio et al., Estimating or propagating gradients through stochastic neurons, arXiv 1308.3432, 2013 (straight-through);
+        Esser et al., Learned step size quantization, ICLR, 2020 (the gradient to the scale).
+    """
+
+    bits: Annotated[int, Ge(1), Le(24)] | None = None
+    step: Positive | None = None
+    signed: bool = True
+    full_scale: Positive = 1.0
+    stochastic: bool = False
+    error_std: NonNegative = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.bits is None) == (self.step is None):
+            raise ValueError("Quantize takes either bits or step, and one of them")
+        if self.bits == 1 and self.signed:
+            raise ValueError("Quantize.bits = 1: a signed converter with a level at zero needs 2 bits or more; or signed=False")
+        if self._random and self.per is None:
+            object.__setattr__(self, "per", "read")
+
+    @property
+    def _random(self) -> bool:
+        return self.stochastic or isinstance(self.error_std, Tensor) or self.error_std > 0
+
+    def levels(self) -> tuple[int, int] | None:
+        """The smallest and the largest code; None without bits."""
+        if self.bits is None:
+            return None
+        return (-(2 ** (self.bits - 1) - 1), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
+
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Two draws stacked, (2, \\*shape): uniform on [-0.5, 0.5) for the rounding, standard normal for the error."""
+        uniform = torch.rand(shape, generator=generator, device=device, dtype=dtype) - 0.5
+        return torch.stack([uniform, super().draw(shape, generator, device=device, dtype=dtype)])
+
+    def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
+        codes = self.levels()
+        step: Scalar = self.step if codes is None else self.full_scale / codes[1]  # type: ignore[assignment]
+        v = x / step if codes is None else (x / step).clamp(*codes)
+        dither = z[0] if z is not None and self.stochastic else 0.0
+        y = straight_through((v + dither).round(), v) * step
+        return y if z is None or not self._random else y + at.noise_level * self.error_std * z[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saturate(Nonideality):
+    r"""Hard saturation of an amplifier, $y = \mathrm{clip}(x, -L, L)$.
+
+    Args:
+        limit: $L$, in units of full scale.
+    """
+
+    limit: Positive = 1.0
+
+    def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
+        return torch.clamp(x, min=-self.limit, max=self.limit)  # type: ignore[arg-type]

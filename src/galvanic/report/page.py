@@ -1,0 +1,100 @@
+"""The page: a run read, summarised, drawn, rendered, and put in place in one step."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import headline, plots, tables, words
+from .missing import missing
+from .run import Run, read
+from .summary import SEEDS_FOR_INTERVAL, ages, compensations
+
+NAME = "report.html"
+
+
+def write(run: Path) -> Path:
+    """Write `report.html` into the run directory `run` and return its path.
+
+    The page replaces an older one in a single step: whatever goes wrong, the older one stays whole.
+
+    Raises:
+        FileNotFoundError: `config.json` or `rows.jsonl` is missing.
+        ValueError: one of the files is empty or damaged; names the file and the line.
+        OSError: the directory cannot be written to.
+    """
+    folder = Path(run)
+    page = render(read(folder)).encode("utf-8")
+    return _replace(folder / NAME, page)
+
+
+def render(run: Run) -> str:
+    """The page of a run; the same rows give the same text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("recipe", "training", "compensation", "percent", "share", "points", "age", "after", "duration", "value", "count"):
+        environment.filters[name] = getattr(words, name)
+    return environment.get_template("page.html.j2").render(**_content(run), **_figures(run))
+
+
+def _content(run: Run) -> dict[str, Any]:
+    profile = run.config.get("profile", {})
+    point = headline.Point.of(run)
+    return {
+        "config": run.config,
+        "environment": run.environment,
+        "profile": profile,
+        "recipes": run.recipes,
+        "colors": plots.colors(run.recipes),
+        "sentences": headline.sentences(run),
+        "caution": headline.caution(run),
+        "tiles": headline.tiles(run),
+        "point": point,
+        "comparisons": [
+            (name, each)
+            for name in compensations(run.of("age"))
+            for each in (headline.comparisons(run, point.age_s, name) if point else [])
+        ],
+        "missing": missing(run),
+        "over_age": tables.over_age(run),
+        "over_level": tables.over_level(run),
+        "enough_seeds": any(row["spread"].seeds >= SEEDS_FOR_INTERVAL for row in tables.over_age(run) + tables.over_level(run)),
+        "ranges": tables.ranges(run),
+        "range_age_s": min(ages(run.of("layer")), default=None),
+        "placement": tables.placement(run),
+        "effects": tables.effects(profile),
+        "settings": tables.settings(profile),
+    }
+
+
+def _figures(run: Run) -> dict[str, list[Markup]]:
+    reference = headline.floating_point(run)
+    accuracy = reference[1].mean if reference else None
+    layer_ages = ages(run.of("layer"))
+    return {
+        "age_figures": plots.over_age(run, accuracy) if run.of("age") else [],
+        "level_figures": plots.over_level(run, accuracy),
+        "error_figures": plots.layer_errors(run, tables.layers(run), list(dict.fromkeys([*layer_ages[:1], *layer_ages[-1:]]))),
+        "loss_figures": plots.losses(run),
+    }
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # the same directory: a rename within one disk
+    try:
+        with draft.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path

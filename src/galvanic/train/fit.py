@@ -1,0 +1,220 @@
+"""One training run that may be killed at any moment and ends with the same bits."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from galvanic.nn import Analog, age, analog_layers, at, calibrate_ranges, convert
+from galvanic.physics import Conditions, Value
+from galvanic.profile import Profile
+from galvanic.seeding import generator, seed
+from galvanic.storage import read_tree, rng_state, set_rng_state, write_tree
+from galvanic.train.recipes import Recipe, clip_weights
+from galvanic.train.steps import cross_entropy, steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Value):
+    """What every recipe may spend.
+
+    Args:
+        epochs: passes over the training set.
+        batch: images a step.
+        learning_rate: of AdamW at the start; it falls to zero on a cosine.
+        weight_decay: of AdamW, on weights of two or more dimensions.
+        calibration: images from which converter ranges are set.
+    """
+
+    epochs: Annotated[int, Ge(1)] = 40
+    batch: Annotated[int, Ge(1)] = 64
+    learning_rate: Annotated[float, Gt(0)] = 3e-3
+    weight_decay: Annotated[float, Ge(0)] = 1e-3
+    calibration: Annotated[int, Ge(1)] = 256
+
+
+@dataclass
+class _Run:
+    """The state of a training run between two steps: all that a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    loss_sum: float = 0.0
+    rows: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A training run: what it trains, on what, and where it keeps its checkpoint.
+
+    Args:
+        build: makes the digital network, from torch's global stream.
+        profile: the hardware.
+        recipe: how.
+        images: (n, ...), the training inputs.
+        labels: (n,).
+        budget: what it may spend.
+        number: the seed: of the weights, the order of the images and the noise.
+        path: of the checkpoint.
+        checkpoint_every_s: seconds between two checkpoints.
+    """
+
+    build: Callable[[], nn.Module]
+    profile: Profile
+    recipe: Recipe
+    images: Tensor
+    labels: Tensor
+    budget: Budget
+    number: int
+    path: Path
+    checkpoint_every_s: float = 2.0
+
+    @property
+    def epoch_steps(self) -> int:
+        return math.ceil(len(self.images) / self.budget.batch)
+
+    @property
+    def total(self) -> int:
+        return self.epoch_steps * self.budget.epochs
+
+    @property
+    def switch(self) -> int:
+        """The step from which it trains on chips."""
+        share = self.recipe.training.hardware_from
+        return self.total if share is None else round(share * self.total)
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Train to the end, from the checkpoint if there is one; yields a row after every epoch (those before the checkpoint first).
+
+        Raises:
+            NonFinite: the last checkpoint is left as it was.
+            ValueError: the checkpoint is damaged.
+        """
+        run = self._resume() if self.path.exists() else self._start()
+        yield from run.rows
+        while run.step < self.total:
+            if run.step == self.switch:
+                self._onto_hardware(run)
+            yield from self._segment(run, self.switch if run.step < self.switch else self.total)
+            self._checkpoint(run)
+
+    def result(self) -> nn.Module:
+        """The trained network, as the finished run left it: digital, or analog on an anonymous chip."""
+        run = self._resume()
+        if run.step < self.total:
+            raise ValueError(f"{self.path}: this training run is at step {run.step} of {self.total}")
+        return run.model.eval()
+
+    def _start(self) -> _Run:
+        torch.manual_seed(seed("network", self.number))
+        model = self.build()
+        torch.manual_seed(seed("training", self.number))
+        return _Run(model, self._optimizer(model))
+
+    def _onto_hardware(self, run: _Run) -> None:
+        run.model = calibrate_ranges(self._convert(run.model), self.images[: self.budget.calibration].split(self.budget.batch))
+        run.optimizer = self._optimizer(run.model)
+
+    def _convert(self, model: nn.Module) -> nn.Module:
+        return convert(model, self.recipe.adapt(self.profile), chip=None)
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        free = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": self.budget.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.budget.learning_rate)
+
+    def _segment(self, run: _Run, end: int) -> Iterator[dict[str, Any]]:
+        """Steps up to `end`, on one kind of model."""
+        self._mode(run)
+        saved = time.monotonic()
+        self._schedule(run)
+        for step in steps(run.model, self._batches(run.step, end), self._objective, run.optimizer):
+            if run.step >= self.switch and self.recipe.training.clip_sigmas is not None:
+                clip_weights(run.model, self.recipe.training.clip_sigmas)
+            run.step += 1
+            run.loss_sum += float(step.loss)
+            if run.step % self.epoch_steps == 0:
+                yield self._close_epoch(run)
+            if time.monotonic() - saved >= self.checkpoint_every_s:
+                self._checkpoint(run)
+                saved = time.monotonic()
+            self._schedule(run)
+
+    def _mode(self, run: _Run) -> None:
+        run.model.train()
+        if run.step >= self.switch and self.recipe.training.frozen_statistics:
+            for module in run.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _objective(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy, on a chip of random age where the recipe says so."""
+        if self.recipe.training.oldest_s and any(isinstance(m, Analog) for m in model.modules()):
+            age(model, self.recipe.training.age_s(float(torch.rand(()))))
+        return cross_entropy(model, batch)
+
+    def _close_epoch(self, run: _Run) -> dict[str, Any]:
+        level = self.recipe.training.noise_level((run.step - 1) / self.total)
+        row = {"epoch": run.step // self.epoch_steps, "loss": run.loss_sum / self.epoch_steps, "noise_level": level}
+        run.loss_sum, run.rows = 0.0, (*run.rows, row)
+        return row
+
+    def _schedule(self, run: _Run) -> None:
+        """Learning rate and noise level of the next step."""
+        progress = run.step / self.total
+        for group in run.optimizer.param_groups:
+            group["lr"] = self.budget.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+        level = self.recipe.training.noise_level(progress)
+        if any(isinstance(m, Analog) and m.conditions.noise_level != level for m in run.model.modules()):
+            at(run.model, replace(next(iter(analog_layers(run.model).values())).conditions, noise_level=level))
+
+    def _batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of these steps; every epoch has an order of its own."""
+        for step in range(start, end):
+            epoch, place = divmod(step, self.epoch_steps)
+            order = torch.randperm(len(self.images), generator=generator("order", self.number, epoch))
+            chosen = order[place * self.budget.batch : (place + 1) * self.budget.batch]
+            yield self.images[chosen], self.labels[chosen]
+
+    def _checkpoint(self, run: _Run) -> None:
+        tree = {
+            "step": run.step,
+            "loss_sum": run.loss_sum,
+            "rows": list(run.rows),
+            "model": dict(run.model.state_dict()),
+            "optimizer": run.optimizer.state_dict(),
+            "rng": rng_state(),
+        }
+        write_tree(self.path, tree)
+
+    def _resume(self) -> _Run:
+        tree = read_tree(self.path)
+        torch.manual_seed(seed("network", self.number))
+        model = self.build()
+        if tree["step"] > self.switch:
+            model = self._convert(model)
+        model.load_state_dict(tree["model"])
+        optimizer = self._optimizer(model)
+        optimizer.load_state_dict(tree["optimizer"])
+        run = _Run(model, optimizer, tree["step"], tree["loss_sum"], tuple(tree["rows"]))
+        self._schedule(run)
+        set_rng_state(tree["rng"])
+        return run
+
+
+def deploy(model: nn.Module, profile: Profile, recipe: Recipe, images: Tensor, budget: Budget, *, chip: int) -> nn.Module:
+    """A trained network on a numbered chip: a digital one is converted and its ranges calibrated, an analog one keeps those it learned."""
+    if not any(isinstance(m, Analog) for m in model.modules()):
+        model = convert(model, recipe.adapt(profile), chip=chip).eval()
+        calibrate_ranges(model, images[: budget.calibration].split(budget.batch))
+    for layer in analog_layers(model).values():
+        layer.place(replace(layer.chip, number=chip, write=0, snapshot=0), Conditions())
+    return model
