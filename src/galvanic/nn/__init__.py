@@ -1,12 +1,13 @@
 """Models on chips: convert, program, age, calibrate, compensate, evaluate, describe, save."""
 
-from galvanic.nn.analog import Analog, Chip
+from galvanic.nn.analog import Analog
 from galvanic.nn.calibrate import calibrate_ranges
 from galvanic.nn.chips import age, at, program, reads
 from galvanic.nn.compensate import BatchNorm, ColumnDrift, Compensation, GlobalDrift, compensate
 from galvanic.nn.convert import analog_layers, convert, describe, to_digital
 from galvanic.nn.evaluate import evaluate, inspect
 from galvanic.nn.layers import AnalogConv1d, AnalogConv2d, AnalogConv3d, AnalogLinear
+from galvanic.nn.placed import Chip
 from galvanic.nn.store import load, save
 
 __all__ = [

@@ -14,7 +14,7 @@ from galvanic.ranges import Dynamic, FromData
 
 def inputs_of(batch: Any) -> Tensor:
     """The inputs of a batch: itself, or the first of a tuple."""
-    return batch[0] if isinstance(batch, tuple | list) else batch  # type: ignore[no-any-return]
+    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 @torch.no_grad()
@@ -76,7 +76,8 @@ def _choose(layer: Analog, side: str, sample: Tensor) -> Tensor | None:
                 x = effect.apply(x, None, still)
             return x
 
-        layer.set_range(side, range_.choose(_thinned(sample), convert).clamp(min=1e-6))
+        silent = sample.max() == 0  # any range does, but a tiny one would block the gradient
+        layer.set_range(side, 1.0 if silent else range_.choose(_thinned(sample), convert))
     return layer.full_scale(side)
 
 

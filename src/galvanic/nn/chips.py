@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from galvanic.nn.analog import Chip, Reads
 from galvanic.nn.convert import analog_layers
+from galvanic.nn.placed import Chip, Reads
 from galvanic.physics import Conditions
 
 

@@ -61,7 +61,7 @@ class GlobalDrift(_Drift):
         probes: number of input vectors.
 
     Reference:
-        Le Gallo et al., Compressed sensing with approximate message passing using in-memory computing, IEEE Trans. Electron Devices 65, 2018.
+        Joshi et al., Accurate deep neural network inference using computational phase-change memory, Nat. Commun. 11, 2020.
     """
 
     name = "global-drift"

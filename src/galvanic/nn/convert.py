@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from galvanic.nn.analog import Analog, Chip
+from galvanic.nn.analog import Analog
 from galvanic.nn.layers import ANALOG_FORM
+from galvanic.nn.placed import Chip
 from galvanic.physics import Conditions
 from galvanic.profile import Profile
 
 _DIGITAL_FORM = {analog: digital for digital, analog in ANALOG_FORM.items()}
-_INSTALLED = ("profile", "name", "gain", "observer", "reads", "chip", "conditions", "at")
 
 
 def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *, chip: int | None) -> nn.Module:
@@ -39,10 +39,7 @@ def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *
     for name, module in names.items():
         chosen = next((p for pattern, p in patterns.items() if fnmatch.fnmatchcase(name, pattern)), None)
         if chosen is not None:
-            module.__class__ = ANALOG_FORM[type(module)]
-            assert isinstance(module, Analog)
-            module.install(chosen, name)
-            module.place(Chip(chip), Conditions())
+            _install(module, chosen, name, chip)
     _close_bypasses(model)
     return model
 
@@ -58,14 +55,25 @@ def to_digital(model: nn.Module) -> nn.Module:
     return model
 
 
+def _install(module: nn.Module, profile: Profile, name: str, chip: int | None) -> None:
+    """Change the class of the layer in place: hooks, ties and every reference to it stay."""
+    own = set(module.__dict__)
+    module.__class__ = ANALOG_FORM[type(module)]
+    assert isinstance(module, Analog)
+    module.install(profile, name)
+    module.place(Chip(chip), Conditions())
+    module._installed = tuple(set(module.__dict__) - own)
+
+
 def _uninstall(module: Analog) -> None:
+    for name in module._installed:
+        del module.__dict__[name]
+    del module.__dict__["_installed"]
     module.__class__ = _DIGITAL_FORM[type(module)]  # type: ignore[assignment]
     for side in ("input", "output"):
         module._parameters.pop(f"{side}_range", None)
         module._buffers.pop(f"{side}_range", None)
         module._non_persistent_buffers_set.discard(f"{side}_range")
-    for name in (*_INSTALLED, "_draws", "_frozen", "_kept", "_stamp", "_input_ready", "_output_ready"):
-        module.__dict__.pop(name, None)
 
 
 def _refuse_idle_patterns(patterns: Mapping[str, Any], names: Mapping[str, Any]) -> None:
@@ -104,9 +112,10 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
     """
     rows = []
     for name, module in model.named_modules():
-        count = sum(p.numel() for p in module.parameters(recurse=False))
-        if count:
-            rows.append({"layer": name, "type": _type(module), **_placement(module), "parameters": count})
+        own = list(module.parameters(recurse=False))
+        if own:
+            known = [p for p in own if not isinstance(p, nn.parameter.UninitializedParameter)]
+            rows.append({"layer": name, "type": _type(module), **_placement(module), "parameters": sum(p.numel() for p in known)})
     return rows
 
 

@@ -68,7 +68,7 @@ def inspect(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
 
     Keys: layer; error, the RMS difference between its analog and its digital product of the same input, over the RMS of the digital one
     without bias; input_max, the largest input; input_range; input_clipped, the share of inputs beyond it; output_max, output_range and
-    output_clipped likewise for the tiles' results, in units of one cell. Ranges found per vector, and those of a side without converters, are None.
+    output_clipped likewise for the tiles' results, in units of one cell. Ranges are None where they are found per vector, or not needed.
     """
     rows: dict[str, dict[str, Any]] = {}
     hooks = []

@@ -1,5 +1,7 @@
 """Linear and convolution layers on chips. The native product does the work; a tile boundary divides the input channels."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,10 +12,10 @@ def _even(size: int, most: int) -> list[slice]:
     """`size` things in as few consecutive parts of at most `most` as possible, of nearly equal size."""
     parts = -(-size // most)
     edges = [round(k * size / parts) for k in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
-class AnalogLinear(Analog, nn.Linear):
+class AnalogLinear(Analog, nn.Linear):  # type: ignore[misc]
     """`torch.nn.Linear` on a chip: inputs are rows, outputs are columns."""
 
     def digital(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ class _AnalogConv(Analog, nn.modules.conv._ConvNd):
     """A convolution on a chip: a kernel of one output channel is a column; groups are independent matrices."""
 
     def digital(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(x, weight, self.bias)  # type: ignore[no-any-return, operator]
+        return self._conv_forward(x, weight, self.bias)
 
     def prepare(self, u: Tensor) -> Tensor:
         return u if self.padding_mode == "zeros" else F.pad(u, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -43,7 +45,7 @@ class _AnalogConv(Analog, nn.modules.conv._ConvNd):
             u, w = self._channels(u, cut), w[:, cut]
         conv = (F.conv1d, F.conv2d, F.conv3d)[self.trailing - 1]
         padding = self.padding if self.padding_mode == "zeros" else 0
-        return conv(u, w, None, self.stride, padding, self.dilation, self.groups)  # type: ignore[operator, no-any-return]
+        return conv(u, w, None, self.stride, padding, self.dilation, self.groups)
 
     def _channels(self, u: Tensor, cut: slice) -> Tensor:
         """These input channels of every group."""

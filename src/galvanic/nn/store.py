@@ -1,13 +1,16 @@
 """An analog model as one file: weights, hardware, chip and conditions; no draws, a chip is its number."""
 
+import glob
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from galvanic.nn.analog import Analog, Chip
+from galvanic.nn.analog import Analog
 from galvanic.nn.convert import analog_layers, convert
+from galvanic.nn.placed import Chip
 from galvanic.physics import Conditions
 from galvanic.profile import profile_from_dict, profile_to_dict
 from galvanic.storage import read_tree, write_tree
@@ -38,8 +41,7 @@ def save(path: str | Path, model: nn.Module) -> None:
 
 def _placed(layer: Analog) -> dict[str, object]:
     conditions = {k: float(v) for k, v in asdict(layer.conditions).items()}
-    gain = None if layer.gain is None else layer.gain
-    return {"profile": profile_to_dict(layer.profile), "chip": asdict(layer.chip), "conditions": conditions, "gain": gain}
+    return {"profile": profile_to_dict(layer.profile), "chip": asdict(layer.chip), "conditions": conditions, "gain": layer.gain}
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
@@ -55,12 +57,16 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     tree = read_tree(Path(path))
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
         raise ValueError(f"{path}: not a saved model of format {_FORMAT}")
-    profiles = {name: profile_from_dict(placed["profile"], where=f"{path}: {name}") for name, placed in tree["layers"].items()}
-    analog = convert(model, dict(profiles), chip=None)
     try:
-        analog.load_state_dict(tree["state"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from None
+        return _rebuilt(tree, model)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
+
+
+def _rebuilt(tree: dict[str, Any], model: nn.Module) -> nn.Module:
+    profiles = {glob.escape(name): profile_from_dict(placed["profile"], where=name) for name, placed in tree["layers"].items()}
+    analog = convert(model, profiles, chip=0)  # any numbered one: an anonymous one would be drawn from the global stream
+    analog.load_state_dict(tree["state"])
     for name, layer in analog_layers(analog).items():
         placed = tree["layers"][name]
         layer.place(Chip(**placed["chip"]), Conditions(**placed["conditions"]))

@@ -85,8 +85,11 @@ class Quantize(Nonideality):
         codes = self.levels()
         step: Scalar = self.step if codes is None else self.full_scale / codes[1]  # type: ignore[assignment]
         v = x / step if codes is None else (x / step).clamp(*codes)
-        dither = z[0] if z is not None and self.stochastic else 0.0
-        y = straight_through((v + dither).round(), v) * step
+        code = v.round()
+        if z is not None and self.stochastic:
+            code = (v + z[0]).round()
+            code = code if codes is None else code.clamp(*codes)  # a sum of few digits can round past the last level
+        y = straight_through(code, v) * step
         return y if z is None or not self._random else y + at.noise_level * self.error_std * z[1]
 
 

@@ -55,7 +55,7 @@ class LogLaw(Curve):
 
     def __call__(self, x: Tensor) -> Tensor:
         line = self.slope * x.clamp(min=1e-7).log() + self.intercept
-        return torch.clamp(line, min=self.low, max=self.high)  # type: ignore[arg-type]
+        return torch.clamp(torch.clamp(line, min=self.low), max=self.high)  # one by one: the two may be of different kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class InversePower(Curve):
 
     def __call__(self, x: Tensor) -> Tensor:
         knee = (self.scale / self.high) ** (1 / self.power)  # below it the bound holds: no infinity, no NaN gradient at x = 0
-        return self.scale * torch.clamp(x, min=knee) ** -self.power  # type: ignore[arg-type]
+        return self.scale * torch.clamp(x, min=knee) ** -self.power
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ class StuckAt(Nonideality):
     high_fraction: Fraction = 0.0
     low: Scalar = 0.0
     high: Scalar = 1.0
-    per: Per | None = "chip"
+    per: Per = "chip"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from galvanic.physics.base import Additive, Context, Nonideality, Per
 from galvanic.physics.curves import Curve, evaluate
-from galvanic.physics.value import NonNegative, Positive, Scalar
+from galvanic.physics.value import NonNegative, Positive, Scalar, as_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,7 @@ class Programming(Additive):
     """
 
     std: NonNegative | Curve
-    per: Per | None = "write"
+    per: Per = "write"
 
     def sigma(self, x: Tensor, at: Context) -> Scalar:
         return evaluate(self.std, x)
@@ -45,15 +44,15 @@ class Drift(Nonideality):
     nu: Scalar | Curve
     nu_std: NonNegative | Curve = 0.0
     t0_s: Positive = 20.0
-    per: Per | None = "write"
+    per: Per = "write"
     after_write: ClassVar[bool] = True
 
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         target = x if at.target is None else at.target
-        nu = evaluate(self.nu, target)
+        nu = as_tensor(evaluate(self.nu, target))
         if z is not None:
             nu = nu + at.noise_level * evaluate(self.nu_std, target) * z
-        return x * (1 + at.age_s / self.t0_s) ** -abs(nu)
+        return x * (1 + at.age_s / self.t0_s) ** -nu.abs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +71,9 @@ class ReadNoise(Additive):
     q: NonNegative | Curve
     t_read_s: Positive = 250e-9
     t0_s: Positive = 20.0
-    per: Per | None = "snapshot"
+    per: Per = "snapshot"
     after_write: ClassVar[bool] = True
 
     def sigma(self, x: Tensor, at: Context) -> Scalar:
-        ratio = torch.as_tensor((at.age_s + self.t0_s + self.t_read_s) / (2 * self.t_read_s))
+        ratio = as_tensor((at.age_s + self.t0_s + self.t_read_s) / (2 * self.t_read_s))
         return x.abs() * evaluate(self.q, x if at.written is None else at.written) * ratio.log().sqrt()

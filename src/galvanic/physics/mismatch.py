@@ -19,7 +19,7 @@ class Mismatch(Additive):
     """
 
     std: NonNegative
-    per: Per | None = "chip"
+    per: Per = "chip"
 
     def sigma(self, x: Tensor, at: Context) -> Scalar:
         return self.std * x.abs()
@@ -34,7 +34,7 @@ class LogNormalMismatch(Nonideality):
     """
 
     std: NonNegative
-    per: Per | None = "chip"
+    per: Per = "chip"
 
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         return x if z is None else x * torch.exp(at.noise_level * self.std * z)
@@ -49,7 +49,7 @@ class AreaMismatch(Additive):
     """
 
     a: NonNegative
-    per: Per | None = "chip"
+    per: Per = "chip"
 
     def sigma(self, x: Tensor, at: Context) -> Scalar:
         return self.a * _root(x.abs())

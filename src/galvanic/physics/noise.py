@@ -27,7 +27,7 @@ class Gaussian(Additive):
 
     std: NonNegative
     relative: bool = False
-    per: Per | None = "read"
+    per: Per = "read"
 
     def sigma(self, x: Tensor, at: Context) -> Scalar:
         return self.std * x.abs() if self.relative else self.std
@@ -49,10 +49,10 @@ class Thermal(Additive):
     resistance_ohm: Positive
     bandwidth_Hz: Positive
     full_scale_A: Positive
-    per: Per | None = "read"
+    per: Per = "read"
 
     def sigma(self, x: Tensor, at: Context) -> Scalar:
-        return _root(4 * BOLTZMANN_J_PER_K * at.temperature_K * self.bandwidth_Hz / self.resistance_ohm) / self.full_scale_A
+        return _root(4 * BOLTZMANN_J_PER_K * at.temperature_K * self.bandwidth_Hz / self.resistance_ohm / self.full_scale_A**2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Shot(Additive):
     bandwidth_Hz: Positive
     full_scale_A: Positive
     dark_A: NonNegative = 0.0
-    per: Per | None = "read"
+    per: Per = "read"
 
     def sigma(self, x: Tensor, at: Context) -> Scalar:
         current = x.abs() * self.full_scale_A + self.dark_A

@@ -1,6 +1,7 @@
 """What every description of physics has in common: a frozen, checked, comparable dataclass."""
 
 import dataclasses
+import reprlib
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
@@ -14,6 +15,9 @@ Scalar = float | Tensor
 NonNegative = Annotated[float, Ge(0)] | Tensor
 Positive = Annotated[float, Gt(0)] | Tensor
 Fraction = Annotated[float, Ge(0), Le(1)] | Tensor
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 60
 
 _STRICT = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
@@ -51,7 +55,17 @@ def _key(value: Value) -> tuple[Any, ...]:
 def _plain(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.item() if x.ndim == 0 else (tuple(x.shape), tuple(x.detach().flatten().tolist()))
-    return x
+    return tuple(_plain(e) for e in x) if isinstance(x, tuple) else x
+
+
+def as_tensor(x: Scalar) -> Tensor:
+    """A parameter as a tensor: a number becomes a 0-d double, which keeps its digits, and the dtype of whatever it meets."""
+    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
+
+
+def brief(x: Any) -> str:
+    """A value as one short line, however long or deep it is."""
+    return " ".join(_BRIEF.repr(x).split())
 
 
 @cache
@@ -64,9 +78,9 @@ def _schema(cls: type) -> type[pydantic.BaseModel]:
 def _check(value: Value) -> None:
     given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     try:
-        _schema(type(value))(**given)
+        _schema(type(value))(**given)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         faults = error.errors()
         fault = next((f for f in faults if f["type"] not in ("is_instance_of", "none_required", "dataclass_type")), faults[0])
         name = fault["loc"][0]
-        raise ValueError(f"{type(value).__name__}.{name} = {given[str(name)]!r}: {fault['msg'].lower()}") from None
+        raise ValueError(f"{type(value).__name__}.{name} = {brief(given[str(name)])}: {fault['msg'].lower()}") from None

@@ -21,6 +21,7 @@ class Difference:
         mean: mean over seeds of the mean difference over chips.
         std: standard deviation over all pairs; None for a single pair.
         pairs: how many seed x chip pairs both recipes have.
+        alone: how many seed x chip values only one of them has, which are left out.
         seeds: how many trainings they come from.
         interval: 95 % interval of the mean with the seeds as units; None below three seeds.
         verdict: what may be said.
@@ -31,6 +32,7 @@ class Difference:
     mean: float
     std: float | None
     pairs: int
+    alone: int
     seeds: int
     interval: tuple[float, float] | None
     verdict: Verdict
@@ -40,8 +42,12 @@ class Difference:
         """The comparison as part of a sentence whose subject is `subject`."""
         baseline, gap = words.training(self.baseline), words.points(self.mean)
         if self.verdict == "no difference shown":
-            return f"no difference shown against {baseline} ({gap} points)"
-        return f"{gap.lstrip('+−')} points {'more' if self.mean > 0 else 'less'} than {baseline}"
+            return f"no difference shown against {baseline} ({gap} points{self._where})"
+        return f"{gap.lstrip('+−')} points {'more' if self.mean > 0 else 'less'} than {baseline}{self._where}"
+
+    @property
+    def _where(self) -> str:
+        return f" on the {self.pairs} chip test{'s' if self.pairs > 1 else ''} made for both" if self.alone else ""
 
 
 def difference(rows: Sequence[Row], subject: str, baseline: str) -> Difference | None:
@@ -68,6 +74,7 @@ def difference(rows: Sequence[Row], subject: str, baseline: str) -> Difference |
         mean=float(np.mean(means)),
         std=float(np.std(pairs, ddof=1)) if len(pairs) > 1 else None,
         pairs=len(pairs),
+        alone=sum(map(len, ours.values())) + sum(map(len, theirs.values())) - 2 * len(pairs),
         seeds=len(seeds),
         interval=over_seeds,
         verdict=_verdict(intervals) if abs(np.mean(means)) > 0.999 * example else "no difference shown",

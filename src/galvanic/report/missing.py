@@ -25,7 +25,7 @@ def missing(run: Run) -> list[str]:
 
 
 def _kinds_without(run: Run, recipe: str) -> str:
-    kinds = [kind for kind in KINDS if kind != "placement" and run.of(kind)]
+    kinds = [kind for kind in KINDS if kind not in ("placement", "training") and run.of(kind)]  # calibration does not train
     return words.joined([KINDS[kind] for kind in kinds if not any(row["recipe"] == recipe for row in run.of(kind))])
 
 

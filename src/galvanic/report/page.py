@@ -8,10 +8,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import headline, plots, tables, words
+from . import curves, headline, plots, tables, words
+from .conditions import Point, comparisons, floating_point
 from .missing import missing
 from .run import Run, read
 from .summary import SEEDS_FOR_INTERVAL, ages, compensations
+from .svg import colors
+from .tiles import tiles
 
 NAME = "report.html"
 
@@ -40,28 +43,26 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("recipe", "training", "compensation", "percent", "share", "points", "age", "after", "duration", "value", "count"):
+    for name in ("recipe", "training", "compensation", "percent", "share", "points", "std", "age", "after", "duration", "value", "count"):
         environment.filters[name] = getattr(words, name)
     return environment.get_template("page.html.j2").render(**_content(run), **_figures(run))
 
 
 def _content(run: Run) -> dict[str, Any]:
     profile = run.config.get("profile", {})
-    point = headline.Point.of(run)
+    point = Point.of(run)
     return {
         "config": run.config,
         "environment": run.environment,
         "profile": profile,
         "recipes": run.recipes,
-        "colors": plots.colors(run.recipes),
+        "colors": colors(run.recipes),
         "sentences": headline.sentences(run),
         "caution": headline.caution(run),
-        "tiles": headline.tiles(run),
+        "tiles": tiles(run),
         "point": point,
         "comparisons": [
-            (name, each)
-            for name in compensations(run.of("age"))
-            for each in (headline.comparisons(run, point.age_s, name) if point else [])
+            (name, each) for name in compensations(run.of("age")) for each in (comparisons(run, point.age_s, name) if point else [])
         ],
         "missing": missing(run),
         "over_age": tables.over_age(run),
@@ -76,12 +77,12 @@ def _content(run: Run) -> dict[str, Any]:
 
 
 def _figures(run: Run) -> dict[str, list[Markup]]:
-    reference = headline.floating_point(run)
+    reference = floating_point(run)
     accuracy = reference[1].mean if reference else None
     layer_ages = ages(run.of("layer"))
     return {
-        "age_figures": plots.over_age(run, accuracy) if run.of("age") else [],
-        "level_figures": plots.over_level(run, accuracy),
+        "age_figures": curves.over_age(run, accuracy) if run.of("age") else [],
+        "level_figures": curves.over_level(run, accuracy),
         "error_figures": plots.layer_errors(run, tables.layers(run), list(dict.fromkeys([*layer_ages[:1], *layer_ages[-1:]]))),
         "loss_figures": plots.losses(run),
     }

@@ -70,7 +70,7 @@ def _object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds {short(value)}, expected an object {{...}}")
-    return clean(value)
+    return {clean(key): clean(item) for key, item in value.items()}
 
 
 def _config(path: Path) -> dict[str, Any]:

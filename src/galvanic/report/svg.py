@@ -2,15 +2,20 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import StringIO
+from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-STYLE = {
+# Okabe and Ito, Color Universal Design, 2008: told apart by all common kinds of colour vision.
+COLORS = {"digital": "#D55E00", "ptq": "#0072B2", "noise": "#009E73"}
+OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#5b5b5b")
+
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
     "svg.hashsalt": "galvanic",
     "text.parse_math": False,  # a layer called "$x" is a name, not a formula
@@ -36,6 +41,35 @@ STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+
+
+def colors(recipes: Sequence[str]) -> dict[str, str]:
+    """One colour a recipe, the same on every figure of the page."""
+    others = [name for name in recipes if name not in COLORS]
+    return {name: COLORS[name] if name in COLORS else OTHERS[others.index(name) % len(OTHERS)] for name in recipes}
+
+
+def short(name: str, length: int = 24) -> str:
+    """A name that fits beside a figure."""
+    name = " ".join(name.split())
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def apart(values: Sequence[float], gap: float, top: float) -> list[float]:
+    """The values moved as little as needed to be `gap` apart and below `top`, for labels that must not overlap.
+
+    >>> apart([0.5, 0.5, 0.1], 0.2, 0.6)
+    [0.4, 0.6, 0.1]
+    """
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    placed = [float(values[i]) for i in order]
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    ceiling = top
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return [round(placed[order.index(i)], 9) for i in range(len(values))]
 
 
 def panel(draw: Callable[[Axes], None], *, size: tuple[float, float], describe: str) -> Markup:

@@ -39,18 +39,17 @@ def ranges(run: Run) -> list[dict[str, Any]]:
     groups = by([row for row in rows if row["age_s"] in youngest], "layer", "recipe")
     keys = [(layer, recipe) for layer in layers(run) for recipe in run.recipes if (layer, recipe) in groups]
     return [
-        {"layer": layer, "recipe": recipe, "input": _range(groups[layer, recipe], "input"), "output": _range(groups[layer, recipe], "output")}
-        for layer, recipe in keys
+        {"layer": key[0], "recipe": key[1], "input": _range(groups[key], "input"), "output": _range(groups[key], "output")} for key in keys
     ]
 
 
 def _range(rows: Iterable[Row], side: str) -> dict[str, Any]:
     rows = list(rows)
-    peaks = [row[f"{side}_max"] for row in rows if is_number(row.get(f"{side}_max"))]
-    both = [(row.get(f"{side}_max"), row.get(f"{side}_range")) for row in rows]
-    fills = [peak / full for peak, full in both if is_number(peak) and is_number(full) and full > 0]
+    peaked = [row for row in rows if is_number(row.get(f"{side}_max"))]
+    ranged = [row for row in peaked if is_number(row.get(f"{side}_range")) and row[f"{side}_range"] > 0]
+    fills = [row[f"{side}_max"] / row[f"{side}_range"] for row in ranged]
     return {
-        "largest": max(peaks, default=None),
+        "largest": max((row[f"{side}_max"] for row in peaked), default=None),
         "full_scale": average(rows, f"{side}_range"),
         "fill": max(fills, default=None),
         "clipped": average(rows, f"{side}_clipped"),

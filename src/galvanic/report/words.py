@@ -17,12 +17,17 @@ def recipe(name: str) -> str:
 
 def training(name: str) -> str:
     """What a recipe does, as a noun in a sentence."""
-    return TRAININGS.get(name, f"recipe {name}")
+    return TRAININGS.get(name, f"recipe “{name}”")
 
 
 def compensation(name: str) -> str:
     """The plain words for a compensation; one without keeps its name."""
     return COMPENSATIONS.get(name, name)
+
+
+def compensated(name: str) -> str:
+    """A compensation as the end of a sentence."""
+    return "without compensation" if name == "none" else f"with {compensation(name)}"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -61,6 +66,11 @@ def points(difference: float | None) -> str:
     return text if float(text) == 0 else f"{'+' if difference > 0 else '−'}{text}"
 
 
+def std(deviation: float | None) -> str:
+    """A standard deviation of accuracies in percentage points."""
+    return "–" if deviation is None else f"{100 * deviation:.1f}"
+
+
 def age(seconds: float) -> str:
     """An age in the largest unit that fits.
 
@@ -69,11 +79,10 @@ def age(seconds: float) -> str:
     """
     if seconds == 0:
         return "0"
-    for size, unit in ((YEAR_S, "year"), (DAY_S, "day"), (HOUR_S, "h"), (60.0, "min"), (1.0, "s")):
-        if seconds >= size or size == 1.0:
-            count = f"{seconds / size:.3g}"
-            return f"{count} {unit}{'s' if unit in ('year', 'day') and count != '1' else ''}"
-    raise AssertionError("unreachable: the last unit takes every age")
+    units = {"year": YEAR_S, "day": DAY_S, "h": HOUR_S, "min": 60.0, "s": 1.0}
+    unit = next((unit for unit, size in units.items() if seconds >= size), "s")
+    amount = f"{seconds / units[unit]:.3g}"
+    return f"{amount} {unit}{'s' if unit in ('year', 'day') and amount != '1' else ''}"
 
 
 def after(seconds: float) -> str:
@@ -89,7 +98,7 @@ def duration(seconds: float) -> str:
     """A wall time.
 
     >>> duration(97.3), duration(7300)
-    ('1 min 37 s', '2 h 2 min')
+    ('1 min 37 s', '2 h 1 min')
     """
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -128,6 +137,11 @@ def count(numbers: tuple[int, ...]) -> str:
         return "–"
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter and the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def joined(names: list[str]) -> str:

@@ -26,7 +26,7 @@ class Budget(Value):
 
     Args:
         epochs: passes over the training set.
-        batch: images a step.
+        batch: most images a step.
         learning_rate: of AdamW at the start; it falls to zero on a cosine.
         weight_decay: of AdamW, on weights of two or more dimensions.
         calibration: images from which converter ranges are set.
@@ -141,12 +141,12 @@ class Fit:
                 clip_weights(run.model, self.recipe.training.clip_sigmas)
             run.step += 1
             run.loss_sum += float(step.loss)
+            self._schedule(run)  # before the checkpoint: it may draw numbers
             if run.step % self.epoch_steps == 0:
                 yield self._close_epoch(run)
             if time.monotonic() - saved >= self.checkpoint_every_s:
                 self._checkpoint(run)
                 saved = time.monotonic()
-            self._schedule(run)
 
     def _mode(self, run: _Run) -> None:
         run.model.train()
@@ -177,11 +177,14 @@ class Fit:
             at(run.model, replace(next(iter(analog_layers(run.model).values())).conditions, noise_level=level))
 
     def _batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of these steps; every epoch has an order of its own."""
+        """The batches of these steps; every epoch has an order of its own.
+
+        They are of nearly equal size: a remainder of a single image has no batch statistics.
+        """
         for step in range(start, end):
             epoch, place = divmod(step, self.epoch_steps)
             order = torch.randperm(len(self.images), generator=generator("order", self.number, epoch))
-            chosen = order[place * self.budget.batch : (place + 1) * self.budget.batch]
+            chosen = order.tensor_split(self.epoch_steps)[place]
             yield self.images[chosen], self.labels[chosen]
 
     def _checkpoint(self, run: _Run) -> None:

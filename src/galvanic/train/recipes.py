@@ -13,7 +13,6 @@ from galvanic.physics import Value
 from galvanic.profile import Profile
 from galvanic.ranges import Calibrated, FromData, Learned, MinimumError, Range
 
-
 YEAR_S = 365 * 86400.0
 _FIRST_READ_S = 20.0  # ages shorter than this are alike: the scale on which log-uniform begins
 
@@ -93,8 +92,8 @@ RECIPES = {
         ),
         Recipe(
             name="noise",
-            summary="Half of the same number of steps in floating point, then every step on a fresh simulated chip of another age (up to one "
-            "year): noise ramped up to the hardware's level, weights clipped, converter ranges learned (hardware-aware training).",
+            summary="Half of the same number of steps in floating point, then every step on a fresh simulated chip of another age, up to "
+            "one year: noise ramped up to the hardware's level, weights clipped, converter ranges learned (hardware-aware training).",
             training=Training(hardware_from=0.5, ramp=0.15, clip_sigmas=2.5, oldest_s=YEAR_S, frozen_statistics=True),
             input_range=Learned(),
             output_range=Learned(),

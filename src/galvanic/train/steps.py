@@ -1,5 +1,6 @@
 """A training loop as a generator: logging, schedules and early stop are the body of the caller's own loop."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Step:
 def backprop(model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
     """The gradient by backpropagation through the model."""
     loss = objective(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.detach()
 
 
@@ -71,9 +72,11 @@ def steps(
         chips: numbers of the chips to train on, in turn; None for a fresh anonymous chip each step.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or an empty list of chips.
         NonFinite: before the weights are touched by it.
     """
+    if chips is not None and not chips:
+        raise ValueError("steps: chips is empty; None trains on fresh anonymous chips")
     analog = any(isinstance(m, Analog) for m in model.modules())
     index = -1
     for index, batch in enumerate(batches):
@@ -89,14 +92,21 @@ def steps(
 
 
 def _stop_unless_finite(model: nn.Module, batch: Batch, loss: Tensor, index: int) -> None:
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if not bool(torch.isfinite(loss + sum(torch.stack(torch._foreach_norm(gradients)))) if gradients else torch.isfinite(loss)):
-        raise NonFinite(f"step {index}: {_first_non_finite(model, batch)}")
+    gradients = [g for _, g in _gradients(model)]
+    largest = torch._foreach_norm(gradients, math.inf) if gradients else ()  # not the root of the sum of squares, which may overflow
+    if not bool(torch.stack([loss.reshape(()), *largest]).isfinite().all()):
+        raise NonFinite(f"step {index}: {_first_non_finite(model, batch, loss)}")
+
+
+def _gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """What there is of gradients, by parameter; of a sparse one, the values that it holds."""
+    found = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None and p.grad.numel()]
+    return [(name, g._values() if g.is_sparse else g) for name, g in found]
 
 
 @torch.no_grad()
-def _first_non_finite(model: nn.Module, batch: Batch) -> str:
-    """Where it began: in the batch, a parameter, the output of a layer, or a gradient."""
+def _first_non_finite(model: nn.Module, batch: Batch, loss: Tensor) -> str:
+    """Where it began: in the batch, a parameter, the output of a layer, the loss, or a gradient."""
     tensors = [t for t in (batch if isinstance(batch, tuple | list) else [batch]) if isinstance(t, Tensor)]
     for place, tensor in enumerate(tensors):
         if not tensor.isfinite().all():
@@ -108,8 +118,10 @@ def _first_non_finite(model: nn.Module, batch: Batch) -> str:
     layer = _first_bad_layer(model, tensors[0]) if tensors else None
     if layer is not None:
         return f"the output of layer {layer} is not finite"
-    bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    return f"the gradient of {bad[-1]} is not finite" if bad else "the loss is not finite, every layer's output is"
+    if not loss.isfinite():
+        return "the loss is not finite, every layer's output is"
+    bad = [name for name, g in _gradients(model) if not g.isfinite().all()]
+    return f"the gradient of {bad[-1]} is not finite"  # backpropagation came there first
 
 
 def _first_bad_layer(model: nn.Module, x: Tensor) -> str | None:

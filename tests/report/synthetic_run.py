@@ -61,7 +61,8 @@ def rows(*, seeds: int = 2, chips: int = 10, recipes: tuple[str, ...] = ("digita
     made: list[dict[str, Any]] = []
     for recipe in recipes:
         for seed in range(seeds):
-            made += _training(recipe, seed) + [{"kind": "digital", "recipe": recipe, "seed": seed, "accuracy": 0.98 - 0.004 * seed, "n_test": 600}]
+            made += _training(recipe, seed)
+            made.append({"kind": "digital", "recipe": recipe, "seed": seed, "accuracy": 0.98 - 0.004 * seed, "n_test": 600})
             for chip in range(1000, 1000 + chips):
                 made += _of_chip({"recipe": recipe, "seed": seed, "chip": chip}, draw)
     return made + [_placement(layer, place) for place, layer in enumerate(LAYERS)] + [_digital_placement()]
@@ -124,4 +125,5 @@ def _placement(layer: str, place: int) -> dict[str, Any]:
 
 def _digital_placement() -> dict[str, Any]:
     row = {"kind": "placement", "layer": "block.norm", "type": "BatchNorm2d", "where": "digital", "parameters": 32}
-    return row | {"why": "scales and shifts each channel: two numbers a channel, done after the ADC", "rows": None, "columns": None, "tiles": 0, "utilisation": None}
+    nowhere = {"rows": None, "columns": None, "tiles": 0, "utilisation": None}
+    return row | nowhere | {"why": "scales and shifts each channel: two numbers a channel, done after the ADC"}

@@ -1,0 +1,129 @@
+"""A layer on a chip: which one, under which conditions, and everything random about it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from galvanic.physics import Conditions, Nonideality
+from galvanic.profile import Profile
+from galvanic.seeding import generator
+
+Reads = Literal["fresh", "frozen", "off"]
+Side = Literal["input", "weight", "output"]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Which chip a layer sits on: its number (None: anonymous), how often it was written, which snapshot of slow noise it is in."""
+
+    number: int | None
+    write: int = 0
+    snapshot: int = 0
+
+
+class Placed(nn.Module):
+    """A layer that sits on a chip. What is drawn less often than at every read is kept here; it is not state: a chip is its number."""
+
+    weight: Tensor
+    profile: Profile
+    name: str
+    trailing: ClassVar[int] = 0
+    """Dimensions that follow the feature dimension of a signal."""
+
+    def matrix(self) -> tuple[int, int, int]:
+        """(blocks, rows, columns): so many independent matrices, each of rows x columns cells."""
+        raise NotImplementedError
+
+    def cuts(self) -> list[slice]:
+        """How the axis 1 of the weight is divided over tiles."""
+        raise NotImplementedError
+
+    def _install_chip(self) -> None:
+        self.gain: Tensor | None = None
+        self.reads: Reads = "fresh"
+        self._draws: dict[tuple[Side, int], Tensor] = {}
+        self._frozen: dict[tuple[str, int, torch.Size], Tensor] = {}
+        self._stamp = 0  # counts placements
+
+    def place(self, chip: Chip, conditions: Conditions, renew: tuple[str, ...] = ("chip", "write", "snapshot")) -> None:
+        """Put the layer on a chip under conditions, drawing anew what belongs to the clocks in `renew`."""
+        self.chip, self.conditions = chip, conditions
+        self.at = {f.name: torch.as_tensor(getattr(conditions, f.name), dtype=torch.float64) for f in fields(conditions)}
+        for side, index, effect, key in self._static_effects():
+            if effect.per in renew:
+                self._draws[side, index] = self._draw_static(side, effect, key)
+        if "write" in renew:
+            self.gain = None
+        self._frozen = {}
+        self._stamp += 1
+
+    def _static_effects(self) -> Iterator[tuple[Side, int, Nonideality, str]]:
+        """(side, index, effect, name) of everything drawn less often than every read; the name survives other effects around it."""
+        sides: tuple[Side, ...] = ("input", "weight", "output")
+        for side in sides:
+            seen: dict[str, int] = {}
+            for index, effect in enumerate(getattr(self.profile, side)):
+                kind = type(effect).__name__
+                seen[kind] = seen.get(kind, 0) + 1
+                if effect.per not in (None, "read"):
+                    yield side, index, effect, f"{side}/{kind}/{seen[kind]}"
+
+    def _draw_static(self, side: Side, effect: Nonideality, key: str) -> Tensor:
+        shape = self._static_shape(side)
+        device, dtype = self.weight.device, self.weight.dtype
+        if self.chip.number is None:
+            return effect.draw(shape, None, device=device, dtype=dtype)
+        return effect.draw(shape, generator(*self._clock(effect), key), dtype=torch.float32).to(device, dtype)
+
+    def _static_shape(self, side: Side) -> tuple[int, ...]:
+        blocks, _, columns = self.matrix()
+        if side == "weight":
+            return (self.profile.encoding.devices, *self.weight.shape)
+        if side == "output":
+            return (len(self.cuts()), blocks * columns, *[1] * self.trailing)
+        return (blocks * self.weight.shape[1], *[1] * self.trailing)
+
+    def _clock(self, effect: Nonideality) -> tuple[str | int | float | None, ...]:
+        """The names that say when this effect is drawn anew."""
+        c = self.conditions
+        moment = (float(c.age_s), float(c.temperature_K), float(c.time_s), float(c.supply_V))
+        start = ("galvanic", self.chip.number, self.name, effect.per)
+        return (
+            start + {"chip": (), "write": (self.chip.write,), "snapshot": (self.chip.write, self.chip.snapshot, *moment)}[str(effect.per)]
+        )
+
+    def _randomness(self, side: Side, index: int, effect: Nonideality, x: Tensor, tile: int = 0) -> Tensor | None:
+        if effect.per is None:
+            return None
+        if effect.per == "read":
+            return self._read_draw(f"{side}/{tile}", index, x, effect.draw)
+        z = self._draws[side, index]
+        return z[tile] if side == "output" else z
+
+    def _read_draw(self, place: str, index: int, x: Tensor, draw: Callable[..., Tensor]) -> Tensor | None:
+        """New in every product, or kept (frozen), or none (off)."""
+        if self.reads == "off":
+            return None
+        key = (place, index, x.shape)
+        if self.reads == "frozen" and key in self._frozen:
+            return self._frozen[key]
+        z = draw(tuple(x.shape), device=x.device, dtype=x.dtype)
+        if self.reads == "frozen":
+            self._frozen[key] = z
+        return z
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Placed":
+        super()._apply(fn, recurse)
+        self._draws = {key: fn(z) for key, z in self._draws.items()}
+        self.gain = None if self.gain is None else fn(self.gain)
+        self._frozen = {}
+        self._stamp += 1
+        return self
+
+    def extra_repr(self) -> str:
+        where = "anonymous chip" if self.chip.number is None else f"chip={self.chip.number}"
+        when = f"write={self.chip.write}, age_s={float(self.conditions.age_s):g}"
+        return f"{super().extra_repr()}, profile={self.profile.name!r}, {where}, {when}"

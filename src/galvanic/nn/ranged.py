@@ -1,0 +1,69 @@
+"""A layer whose converters have a full scale: where it is kept, and that a digital checkpoint has none."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from galvanic.profile import Profile
+from galvanic.ranges import Dynamic, Fixed, Learned, Range
+
+SMALLEST = 1e-9  # a silent vector has no largest magnitude to divide by
+
+
+class Ranged(nn.Module):
+    """A layer with an `input_range` and an `output_range`: buffers, parameters where they are learned, absent where they are not needed."""
+
+    weight: Tensor
+    profile: Profile
+    name: str
+
+    def _install_ranges(self) -> None:
+        for side in ("input", "output"):
+            self._install_range(side)
+
+    def _install_range(self, side: str) -> None:
+        """The attribute `input_range` or `output_range`: absent where the side has no effects or its range is dynamic."""
+        range_: Range = getattr(self.profile, f"{side}_range")
+        name = f"{side}_range"
+        if not getattr(self.profile, side) or isinstance(range_, Dynamic):
+            return
+        if isinstance(range_, Fixed):
+            self.register_buffer(name, self.weight.new_tensor(range_.value).detach(), persistent=False)
+        elif isinstance(range_, Learned):
+            self.register_parameter(name, nn.Parameter(self.weight.new_tensor(float("nan")).detach()))
+        else:
+            self.register_buffer(name, self.weight.new_tensor(float("nan")).detach())
+        self.set_range(side, range_.value if isinstance(range_, Fixed) else None)
+
+    def set_range(self, side: str, value: Tensor | float | None) -> None:
+        """Fill a range; None leaves it to be calibrated. A Python flag says that it is ready: reading the tensor would break a graph."""
+        if value is not None:
+            with torch.no_grad():
+                getattr(self, f"{side}_range").copy_(torch.as_tensor(value))
+        setattr(self, f"_{side}_ready", value is not None)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A digital checkpoint has no ranges: those of the layer stay."""
+        for side in ("input", "output"):
+            name = f"{side}_range"
+            own = self._parameters.get(name, None if name in self._non_persistent_buffers_set else self._buffers.get(name))
+            if own is not None and prefix + name not in state_dict:
+                state_dict[prefix + name] = own.detach().clone()
+            elif own is not None:
+                setattr(self, f"_{side}_ready", bool(state_dict[prefix + name].isfinite()))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def full_scale(self, side: str) -> Tensor | None:
+        """The range of a side where it is one number; None where it is found per vector, or not needed.
+
+        Raises:
+            RuntimeError: it is to be calibrated and has not been.
+        """
+        r: Tensor | None = getattr(self, f"{side}_range", None)
+        if r is not None and not getattr(self, f"_{side}_ready"):
+            raise RuntimeError(
+                f"{self.name}: its {side} range is not calibrated yet; run calibrate_ranges(model, batches), load a checkpoint "
+                f"that has it, or give the profile {side}_range=Dynamic()"
+            )
+        return None if r is None else r.clamp(min=SMALLEST)
