@@ -78,8 +78,8 @@ class Profile(Value):
 @cache
 def _shipped() -> dict[str, str]:
     folder = resources.files("galvanic") / "profiles"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
+    texts = {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in folder.iterdir() if f.name.endswith(".toml")}
+    return dict(sorted(texts.items()))
 
 
 def profile_names() -> list[str]:

@@ -163,6 +163,18 @@ def test_a_zero_weight_on_a_differential_pair_can_be_learned():
     assert analog.weight.grad.abs().min() > 0.1
 
 
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+def test_converters_of_a_chip_differ_by_column_and_tile(tiles):
+    """An effect that stacks two draws, per chip: every column of every tile has its own fixed error."""
+    profile = Profile(name="adc", output=(Quantize(bits=8, error_std=0.1, per="chip"),), output_range=Fixed(value=2.0), rows=8 // tiles)
+    for layer, x in ((nn.Linear(8, 3, bias=False), torch.zeros(5, 8)), (nn.Conv1d(8, 3, 1, bias=False), torch.zeros(5, 8, 6))):
+        analog = convert(layer, profile, chip=0)
+        errors = analog(x) / (2.0 * analog.scale().view(-1, *[1] * (x.ndim - 2)))
+        expected = 0.1 * sum(analog._draws["output", 0][1, tile] for tile in range(tiles))
+        torch.testing.assert_close(errors, expected.expand_as(errors))
+        assert len(set(errors[0].flatten().tolist())) == 3
+
+
 # -- ranges ---------------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """An analog layer: the path of a signal through its converters and tiles."""
 
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class Analog(Stored, Ranged):
         cuts = self.cuts() if self.profile.output or variance is not None else [None]
         if r_y is not None:
             w, variance = w / r_y, None if variance is None else variance / r_y.square()
-        y = torch.as_tensor(sum(self.leave(self.tile(u, w, variance, cut), at, tile, r_y) for tile, cut in enumerate(cuts)))
+        y = reduce(torch.add, (self.leave(self.tile(u, w, variance, cut), at, tile, r_y) for tile, cut in enumerate(cuts)))
         factor = y.new_ones(1) if scale is None else self._gained(scale).flatten()  # (n_out,)
         factor = self._broadcast(factor if r_y is None else factor * r_y) * (1 if r_x is None else r_x)
         return y * factor if self.bias is None else y * factor + self._broadcast(self.bias)

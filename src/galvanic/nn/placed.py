@@ -101,7 +101,7 @@ class Placed(nn.Module):
         if effect.per == "read":
             return self._read_draw(f"{side}/{tile}", index, x, effect.draw)
         z = self._draws[side, index]
-        return z[tile] if side == "output" else z
+        return z.select(z.ndim - 2 - self.trailing, tile) if side == "output" else z  # from the right: an effect may stack several draws
 
     def _read_draw(self, place: str, index: int, x: Tensor, draw: Callable[..., Tensor]) -> Tensor | None:
         """New in every product, or kept (frozen), or none (off)."""

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from galvanic.physics.base import Context, Nonideality
 from galvanic.physics.value import NonNegative, Positive, Scalar
@@ -13,6 +14,8 @@ from galvanic.physics.value import NonNegative, Positive, Scalar
 
 def straight_through(value: Tensor, like: Tensor) -> Tensor:
     """Exactly `value`, with the gradient of `like`."""
+    if not torch.is_grad_enabled() and forward_ad._current_level < 0:  # forward-mode gradients are taken under no_grad, too
+        return value
     return value.detach() + (like - like.detach())
 
 

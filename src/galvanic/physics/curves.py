@@ -96,5 +96,5 @@ class Piecewise(Curve):
 
 
 def evaluate(parameter: Scalar | Curve, x: Tensor) -> Scalar:
-    """The parameter at conductance `x`: itself where it is a constant."""
-    return parameter(x) if isinstance(parameter, Curve) else parameter
+    """The parameter at conductance `x`, at its magnitude where weights are signed; itself where it is a constant."""
+    return parameter(x.abs()) if isinstance(parameter, Curve) else parameter

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from galvanic.physics.base import Context, Nonideality, Per
-from galvanic.physics.value import Fraction, Scalar
+from galvanic.physics.value import Fraction, Scalar, as_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +37,13 @@ class StuckAt(Nonideality):
         if not isinstance(total, Tensor) and total > 1:
             raise ValueError(f"StuckAt: low_fraction + high_fraction = {total:g}, which is more than 1")
 
-    def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Uniform on [0, 1)."""
-        return torch.rand(shape, generator=generator, device=device, dtype=dtype)
-
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         if z is None:
             return x
-        x = torch.where(z < at.noise_level * self.low_fraction, self.low, x)
-        return torch.where(z >= 1 - at.noise_level * self.high_fraction, self.high, x)
+        x = torch.where(z < _quantile(at.noise_level * self.low_fraction), self.low, x)
+        return torch.where(z > -_quantile(at.noise_level * self.high_fraction), self.high, x)
+
+
+def _quantile(p: Scalar) -> Tensor:
+    """Below it lies a share `p` of all standard normal numbers: their tails are fine in every dtype, those of uniform ones are not."""
+    return torch.special.ndtri(as_tensor(p).clamp(max=1))

@@ -3,6 +3,6 @@
 It reads files and imports nothing else of galvanic, so that a run made elsewhere, or years ago, can still be shown.
 """
 
-from .page import write
+from galvanic.report.page import write
 
 __all__ = ["write"]

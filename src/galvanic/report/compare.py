@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from . import words
-from .run import Row
-from .summary import SEEDS_FOR_INTERVAL, interval, per_chip
+from galvanic.report import words
+from galvanic.report.run import Row
+from galvanic.report.summary import SEEDS_FOR_INTERVAL, interval, per_chip
 
 Verdict = Literal["better", "worse", "no difference shown"]
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from itertools import product
 
-from .compare import Difference, difference
-from .run import Row, Run
-from .summary import Spread, ages, compensations, spread
+from galvanic.report.compare import Difference, difference
+from galvanic.report.run import Row, Run
+from galvanic.report.summary import Spread, ages, compensations, spread
 
 BASELINES = ("digital", "ptq")  # recipes that do not train for the hardware
 

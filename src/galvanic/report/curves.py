@@ -9,10 +9,10 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from . import words
-from .run import Row, Run
-from .summary import Spread, compensations, spreads
-from .svg import apart, colors, panel, short
+from galvanic.report import words
+from galvanic.report.run import Row, Run
+from galvanic.report.summary import Spread, compensations, spreads
+from galvanic.report.svg import apart, colors, panel, short
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 

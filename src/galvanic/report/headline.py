@@ -1,9 +1,9 @@
 """What came out, in sentences that stay true whatever the numbers are."""
 
-from . import words
-from .conditions import Point, comparisons, floating_point, rows_at, subject
-from .run import Run
-from .summary import SEEDS_FOR_INTERVAL, compensations, spread
+from galvanic.report import words
+from galvanic.report.conditions import Point, comparisons, floating_point, rows_at, subject
+from galvanic.report.run import Run
+from galvanic.report.summary import SEEDS_FOR_INTERVAL, compensations, spread
 
 NOUNS = {"digits": ("reads", "digits"), "mnist": ("reads", "digits")}
 

@@ -1,8 +1,8 @@
 """What a run should hold and does not: said on the page instead of left for the reader to notice."""
 
-from . import words
-from .run import Run
-from .summary import by, per_chip
+from galvanic.report import words
+from galvanic.report.run import Run
+from galvanic.report.summary import by, per_chip
 
 KINDS = {
     "training": "training losses",

@@ -8,13 +8,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import curves, headline, plots, tables, words
-from .conditions import Point, comparisons, floating_point
-from .missing import missing
-from .run import Run, read
-from .summary import SEEDS_FOR_INTERVAL, ages, compensations
-from .svg import colors
-from .tiles import tiles
+from galvanic.report import curves, headline, plots, tables, words
+from galvanic.report.conditions import Point, comparisons, floating_point
+from galvanic.report.missing import missing
+from galvanic.report.run import Run, read
+from galvanic.report.summary import SEEDS_FOR_INTERVAL, ages, compensations
+from galvanic.report.svg import colors
+from galvanic.report.tiles import tiles
 
 NAME = "report.html"
 

@@ -8,10 +8,10 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from . import words
-from .run import Run
-from .summary import average, by
-from .svg import apart, colors, panel, short
+from galvanic.report import words
+from galvanic.report.run import Run
+from galvanic.report.summary import average, by
+from galvanic.report.svg import apart, colors, panel, short
 
 
 def layer_errors(run: Run, layers: Sequence[str], ages_s: Sequence[float]) -> list[Markup]:

@@ -5,13 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
-from .run import Row, is_number
-
-# Two-sided 95 % quantiles of Student's t, degrees of freedom 1, 2, ... 30 (beyond: 1.96 + 2.45 / df, within 0.001).
-# Source: NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-       2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+from galvanic.report.run import Row, is_number
 
 SEEDS_FOR_INTERVAL = 3  # two trainings say nothing reliable about a third
 
@@ -90,7 +86,7 @@ def interval(units: Sequence[float]) -> tuple[float, float] | None:
     if len(units) < 2:
         return None
     freedom = len(units) - 1
-    t = T95[freedom - 1] if freedom <= len(T95) else 1.96 + 2.45 / freedom
+    t = float(stdtrit(freedom, 0.975))  # Student's t, two-sided 95 %
     mean, half = float(np.mean(units)), t * float(np.std(units, ddof=1)) / len(units) ** 0.5
     return mean - half, mean + half
 

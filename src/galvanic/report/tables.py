@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import words
-from .run import Row, Run, is_number
-from .summary import ages, average, by, compensations, spreads
+from galvanic.report import words
+from galvanic.report.run import Row, Run, is_number
+from galvanic.report.summary import ages, average, by, compensations, spreads
 
 SIDES = {"input": "inputs (DAC side)", "weight": "weights (memory cells)", "output": "outputs (ADC side)"}
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import words
-from .conditions import Point, floating_point, rows_at
-from .run import Run
-from .summary import Spread, compensations, spread
+from galvanic.report import words
+from galvanic.report.conditions import Point, floating_point, rows_at
+from galvanic.report.run import Run
+from galvanic.report.summary import Spread, compensations, spread
 
 
 @dataclass(frozen=True, kw_only=True)
