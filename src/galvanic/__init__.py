@@ -30,7 +30,7 @@ _HOME = {
 }
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = ["__version__", *sorted(_ORIGIN)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_ORIGIN)]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """The command line. Whatever needs torch is imported inside a command, so that --help answers at once."""
 
+import difflib
+import io
 import shlex
 import signal
 import sys
@@ -11,21 +13,43 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from galvanic.studies.directory import RunDirectory
 
+console = Console(soft_wrap=True, emoji=False)
+errors = Console(stderr=True, soft_wrap=True, emoji=False)
+
+EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
+
+
+class OneLineErrors(TyperGroup):
+    """Commands whose options are refused as everything else is: in one line."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        alone = options.pop("standalone_mode", True)
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False})
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            code, message, context = EXIT_USAGE, error.format_message(), getattr(error, "ctx", None)
+            if message:  # there is none where the help was printed
+                complain(f"{message} (see {context.command_path} --help)" if context else message)
+        if alone:
+            sys.exit(code)
+        return code
+
+
 app = typer.Typer(
+    cls=OneLineErrors,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Neural networks that survive analog hardware: simulate it, train for it, prove on unseen chips what was gained.\n\n"
     "Begin with [bold]galvanic run[/bold]: three minutes on two cores, no data needed, a report at the end.",
 )
-console = Console(soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True)
-
-EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 
 
 class Terminated(BaseException):
@@ -43,9 +67,15 @@ def one_line_errors() -> Iterator[None]:
         fail(str(error) if not isinstance(error, OSError) or error.errno is None else f"{error.filename or 'file'}: {error.strerror}")
 
 
+def complain(message: str) -> None:
+    """One line on standard error, whatever a name or a path in it holds."""
+    parts = "".join(c if c.isprintable() else "\n" for c in message).split("\n")
+    errors.print(f"[bold red]error:[/bold red] {escape(' '.join(filter(None, parts)))}", highlight=False)
+
+
 def fail(message: str) -> Never:
     """One line on standard error, and exit code 2."""
-    errors.print(f"[bold red]error:[/bold red] {escape(' '.join(message.split()))}", highlight=False)
+    complain(message)
     raise typer.Exit(EXIT_USAGE)
 
 
@@ -59,26 +89,35 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
-    pass
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a table is not worth a crash where its signs cannot be written
 
 
 @app.command()
 def run(
     context: typer.Context,
     data: Annotated[
-        str, typer.Option(help="digits (comes with it) | mnist | fashion-mnist | cifar10 (from --root) | a .npz file with x_train, y_train, x_test, y_test.")
+        str,
+        typer.Option(
+            help="digits (comes with it) | mnist | fashion-mnist | cifar10 (from --root) | a .npz file with x_train, y_train, x_test and "
+            "y_test: images (n, channels, height, width) or vectors (n, features)."
+        ),
     ] = "digits",
     root: Annotated[Path | None, typer.Option(help="Folder with the published files of mnist, fashion-mnist or cifar10.")] = None,
-    partial_test: Annotated[bool, typer.Option("--partial-test", help="Accept a test set that is not complete; the report prints how many.")] = False,
+    partial_test: Annotated[
+        bool, typer.Option("--partial-test", help="Accept a test set that is not complete; the report prints how many.")
+    ] = False,
     train_samples: Annotated[int | None, typer.Option(min=1, help="Train on a stratified subset of this size.")] = None,
-    model: Annotated[str, typer.Option(help="cnn (small, with batch norm) | FILE.py:NAME, a class, function or module of yours; the file is run.")] = "cnn",
+    model: Annotated[
+        str, typer.Option(help="cnn (small, with batch norm) | FILE.py:NAME, a class, function or module of yours; the file is run.")
+    ] = "cnn",
     profile: Annotated[str, typer.Option(help="The hardware: a name out of `galvanic profiles`, or a .toml file.")] = "pcm",
     recipe: Annotated[list[str] | None, typer.Option(help="digital | ptq | noise; repeat for several. Default: all three.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each recipe, from --seed on.")] = 2,
     chips: Annotated[int, typer.Option(min=1, help="How many unseen chips each trained network is put on.")] = 10,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set, the same for every recipe.")] = 40,
-    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set, the same for every recipe.")] = 60,
+    batch: Annotated[int, typer.Option(min=1, help="Most images a step.")] = 64,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/DATA-PROFILE, numbered.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder; it keeps its settings.")] = None,
     checkpoint_every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints of a training.")] = 2.0,
@@ -99,22 +138,14 @@ def run(
 
       galvanic run --model my.py:Net --data my.npz --profile my-chip.toml
     """
-    from galvanic.storage import lock
-
     with one_line_errors():
         if resume is not None:
             _refuse_other_settings(context)
-            folder = resume
-            if not (folder / "config.json").is_file():
-                fail(f"no run in {folder} (it has no config.json)")
-        else:
-            folder = out or _free_folder(data, profile)
-        with _interruptible(folder), lock(folder):
-            directory = _open(folder) if resume is not None else None
-            if directory is None:
-                if (folder / "config.json").exists():
-                    fail(f"{folder} holds a run already; --resume {folder} goes on with it, or choose another --out")
-                directory = _settle(folder, locals())
+        folder = resume or out or _free_folder(data, profile)
+        with _interruptible(folder):
+            if resume is None:
+                _refuse_occupied(folder)
+            directory = _open(folder) if resume is not None else _settle(folder, locals())
             _execute(directory, checkpoint_every, new=resume is None)
 
 
@@ -149,7 +180,8 @@ def _settle(folder: Path, given: dict[str, Any]) -> "RunDirectory":
 
     for name in given["recipe"] or ():
         if name not in RECIPES:
-            fail(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+            close = difflib.get_close_matches(name, RECIPES, n=1)
+            fail(f"unknown recipe {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(RECIPES)}"))
     settings = new_settings(
         **{name: given[name] for name in ("data", "partial_test", "train_samples", "model", "profile", "epochs", "batch")},
         root=None if given["root"] is None else str(given["root"]),
@@ -163,16 +195,29 @@ def _settle(folder: Path, given: dict[str, Any]) -> "RunDirectory":
 
 def _execute(directory: "RunDirectory", checkpoint_every: float, *, new: bool) -> None:
     from galvanic.report import write
+    from galvanic.storage import lock
 
     data = directory.settings.load_data()
-    if new:
-        directory.create(data, shlex.join(["galvanic", *sys.argv[1:]]))
-    study = directory.study(data, checkpoint_every)
-    with _progress(sum(cell.effort for cell in study.cells())) as advance:
-        directory.execute(study, advance)
-    page = write(directory.folder)
+    with lock(directory.folder):
+        if new:
+            _refuse_occupied(directory.folder)  # it may have been taken in the meantime
+            directory.create(data, shlex.join(["galvanic", *sys.argv[1:]]))
+        study = directory.study(data, checkpoint_every)
+        with _progress(sum(cell.effort for cell in study.cells())) as advance:
+            directory.execute(study, advance)
+        page = write(directory.folder)
     _print_table(directory)
     console.print(f"\nreport: [bold]{escape(str(page))}[/bold]", highlight=False)
+
+
+def _refuse_occupied(folder: Path) -> None:
+    """A new run does not mix with the rows and checkpoints of another."""
+    from galvanic.studies.directory import occupied
+
+    if (folder / "config.json").exists():
+        fail(f"{folder} holds a run already; --resume {shlex.quote(str(folder))} goes on with it, or choose another --out")
+    if occupied(folder):
+        fail(f"{folder} holds parts of a run, but not its config.json; choose another --out")
 
 
 @contextmanager
@@ -186,7 +231,9 @@ def _interruptible(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        errors.print(f"\nstopped; go on with: [bold]galvanic run --resume {escape(shlex.quote(str(folder)))}[/bold]", highlight=False)
+        begun = (folder / "config.json").is_file()
+        hint = f"go on with: [bold]galvanic run --resume {escape(shlex.quote(str(folder)))}[/bold]" if begun else "nothing was begun"
+        errors.print(f"\nstopped; {hint}", highlight=False)
         raise typer.Exit(EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_TERMINATED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -197,7 +244,8 @@ def _progress(total: float) -> Iterator[Callable[[str, float], None]]:
     """A bar with the time that is left; nothing where no one watches."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    elapsed, left = (TaskProgressColumn(), TimeElapsedColumn()), (TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), *elapsed, *left)
     with Progress(*columns, console=errors, disable=not errors.is_terminal, speed_estimate_period=60) as bar:
         task = bar.add_task("starting", total=total)
         yield lambda name, effort: bar.update(task, description=name, advance=effort)
@@ -207,7 +255,9 @@ def _print_table(directory: "RunDirectory") -> None:
     """Accuracy by recipe and age, without and with compensation."""
     import statistics
 
+    import rich.box
     from rich.table import Table
+    from rich.text import Text
 
     settings = directory.settings
     cells: dict[tuple[str, str, float], list[float]] = {}
@@ -216,7 +266,7 @@ def _print_table(directory: "RunDirectory") -> None:
             cells.setdefault((row["recipe"], row["compensation"], row["age_s"]), []).append(100 * row["accuracy"])
     trainings = f"{len(settings.seeds)} training{'s' if len(settings.seeds) > 1 else ''} x {len(settings.chips)} unseen chips"
     title = f"Accuracy in % on {settings.data}, profile {settings.profile['name']}, by age: mean±standard deviation over {trainings}"
-    table = Table(title=title, title_justify="left", title_style="")
+    table = Table(title=Text(title), title_justify="left", title_style="", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("recipe", "compensation", *map(_age, settings.ages_s)):
         table.add_column(column, justify="left" if column in ("recipe", "compensation") else "right", no_wrap=True)
     for recipe, compensation in dict.fromkeys((r, c) for r, c, _ in cells):
@@ -273,8 +323,8 @@ def show(
             return
         from galvanic.studies.portrait import draw, facts
 
+        page = draw(chosen, out or Path(f"{Path(profile).name.removesuffix('.toml')}.svg"))
         _print_facts(chosen.name, chosen.summary, facts(chosen))
-        page = draw(chosen, out or Path(f"{chosen.name}.svg"))
         console.print(f"plots: [bold]{escape(str(page))}[/bold]", highlight=False)
 
 

@@ -15,12 +15,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 _BLANK = b"0" * 64
-_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+_DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')  # the quotes are escaped: it is JSON in JSON
 _HEADER_LIMIT = 100 << 20  # bytes; what safetensors itself accepts
+_LEFTOVER = re.compile(r"\..+\.(\d+|[0-9a-f]{8})\.tmp")  # of a process, or of a report
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, a crash or a full disk finds the old one or the new one, never a part."""
+    """Write a file so that a reader, a crash or a full disk finds the old one or the new one, never a part.
+
+    Raises:
+        OSError: with the name of the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,6 +35,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -44,9 +51,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left behind. Only for a folder no one else writes to."""
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    """Remove what killed writers left behind in this folder, not in those below. Only for a folder no one else writes to."""
+    for leftover in folder.glob(".*.tmp"):
+        if _LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
+            leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,13 +66,14 @@ def write_tree(path: Path, tree: Any) -> None:
     """Write nested dicts, lists and tuples of tensors and plain values to one safetensors file, atomically, with its own checksum.
 
     The file is an ordinary safetensors file: tensors under names, the structure and the rest as JSON in its metadata, beside the SHA-256
-    of the whole file (with the place of the digest itself zeroed), so that one changed byte anywhere is noticed.
+    of the whole file (with the place of the digest itself zeroed), so that one changed byte anywhere is noticed. Equal trees give equal
+    files.
     """
     tensors: dict[str, Tensor] = {}
-    structure = json.dumps(_pack(tree, tensors))
-    raw = safetensors.torch.save(tensors, {"tree": structure, "sha256": _BLANK.decode()})
-    raw = raw.replace(b'"sha256":"' + _BLANK, b'"sha256":"' + hashlib.sha256(raw).hexdigest().encode(), 1)
-    write_atomic(path, raw)
+    content = {"sha256": _BLANK.decode(), "tree": _pack(tree, tensors)}
+    packed = json.dumps(content, separators=(",", ":"))
+    raw = safetensors.torch.save(tensors, {"galvanic": packed})  # one entry: safetensors orders several by chance
+    write_atomic(path, raw.replace(_BLANK, hashlib.sha256(raw).hexdigest().encode(), 1))
 
 
 def read_tree(path: Path) -> Any:
@@ -86,7 +95,7 @@ def read_tree(path: Path) -> Any:
     if digest != found[1]:
         raise ValueError(f"{path}: damaged (its SHA-256 is {digest[:12].decode()}..., it says {found[1][:12].decode()}...)")
     try:
-        structure = json.loads(json.loads(header)["__metadata__"]["tree"])
+        structure = json.loads(json.loads(header)["__metadata__"]["galvanic"])["tree"]
         return _unpack(structure, safetensors.torch.load(raw))
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a galvanic checkpoint ({error})") from None
@@ -119,6 +128,8 @@ def _unpack(x: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value]
     if mark == "$tuple":
         return tuple(_unpack(e, tensors) for e in value)
+    if mark != "$map":
+        raise ValueError(f"unknown mark {mark!r}")
     return {_unpack(k, tensors): _unpack(v, tensors) for k, v in value}
 
 
@@ -132,15 +143,19 @@ def lock(folder: Path) -> Iterator[None]:
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "run.lock").open("a+") as stream:
+    path = folder / "run.lock"
+    with path.open("a+b", buffering=0) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            raise RuntimeError(f"{folder} is in use by process {stream.read().strip() or '?'}; wait for it, or choose another --out") from None
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+            holder = stream.read().decode().strip() or "?"
+            raise RuntimeError(f"{folder} is in use by process {holder}; wait for it, or choose another --out") from None
+        try:
+            stream.truncate(0)
+            stream.write(f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         yield
 
 

@@ -6,7 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from galvanic import BatchNorm, ColumnDrift, GlobalDrift, age, at, calibrate_ranges, compensate, convert, evaluate, inspect, load_profile, program, reads
+from galvanic import (
+    BatchNorm,
+    ColumnDrift,
+    GlobalDrift,
+    age,
+    at,
+    calibrate_ranges,
+    compensate,
+    convert,
+    evaluate,
+    inspect,
+    load_profile,
+    program,
+    reads,
+)
 from galvanic.nn import analog_layers
 from galvanic.physics import Conditions, Context, DifferentialPair, Drift, Gaussian, Mismatch, Programming, Quantize, ReadNoise, StuckAt
 from galvanic.profile import Profile
@@ -303,13 +317,17 @@ def test_evaluate_gives_a_row_for_every_chip_write_and_age_and_leaves_the_model(
     assert len({r["value"] for r in rows}) == len(rows)
     assert torch.equal(model(X), before)
     assert model.training
-    assert rows == evaluate(model, lambda m: float(m(X).square().mean()), chips=[1, 2], writes=2, ages_s=[0.0, DAY_S], compensation=GlobalDrift())
+    assert rows == evaluate(
+        model, lambda m: float(m(X).square().mean()), chips=[1, 2], writes=2, ages_s=[0.0, DAY_S], compensation=GlobalDrift()
+    )
 
 
 def test_evaluate_measures_in_evaluation_mode_under_the_conditions():
     model = placed(network(), 5)
     seen = []
-    evaluate(model, lambda m: seen.append((m.training, m[0].conditions)) or 0.0, chips=[1], ages_s=[7.0], conditions=Conditions(noise_level=2.0))
+    evaluate(
+        model, lambda m: seen.append((m.training, m[0].conditions)) or 0.0, chips=[1], ages_s=[7.0], conditions=Conditions(noise_level=2.0)
+    )
     assert seen == [(False, Conditions(age_s=7.0, noise_level=2.0))]
 
 
@@ -321,7 +339,9 @@ def test_a_model_without_analog_layers_is_refused():
 def test_inspect_finds_the_error_and_the_clipping_of_each_layer():
     layer = nn.Linear(2, 1, bias=True)
     nn.init.ones_(layer.weight)
-    profile = Profile(name="p", input=(Quantize(bits=8),), output=(Quantize(bits=8),), input_range=Fixed(value=1.0), output_range=Fixed(value=1.0))
+    profile = Profile(
+        name="p", input=(Quantize(bits=8),), output=(Quantize(bits=8),), input_range=Fixed(value=1.0), output_range=Fixed(value=1.0)
+    )
     x = torch.tensor([[0.25, 0.25], [1.0, 2.0], [1.0, 0.0], [0.5, 0.0]])
     (row,) = inspect(convert(nn.Sequential(layer), profile, chip=0), x)
     assert row["layer"] == "0"

@@ -170,7 +170,13 @@ def test_a_tile_smaller_than_a_kernel_column_is_refused_by_layer_and_numbers():
 
 def test_describe_speaks_of_every_layer_with_parameters():
     model = nn.Sequential(
-        nn.Conv2d(16, 64, 3, groups=2), nn.BatchNorm2d(64), nn.Linear(1000, 700), nn.LSTM(4, 4), nn.Embedding(3, 4), nn.ReLU(), nn.LazyLinear(3)
+        nn.Conv2d(16, 64, 3, groups=2),
+        nn.BatchNorm2d(64),
+        nn.Linear(1000, 700),
+        nn.LSTM(4, 4),
+        nn.Embedding(3, 4),
+        nn.ReLU(),
+        nn.LazyLinear(3),
     )
     rows = describe(convert(model, load_profile("pcm"), chip=0))
     assert [r["layer"] for r in rows] == ["0", "1", "2", "3", "4", "6"]
@@ -203,9 +209,8 @@ def test_attention_is_said_to_be_digital_and_its_feed_forward_layers_are_not_byp
     analog = convert(layer, {"linear1": load_profile("reram"), "linear2": load_profile("reram")}, chip=0)
     calibrate_ranges(analog, [x])
     where = {r["layer"]: r["where"] for r in describe(analog)}
-    assert where == {
-        "self_attn": "digital", "self_attn.out_proj": "digital", "linear1": "analog", "linear2": "analog", "norm1": "digital", "norm2": "digital",
-    }  # fmt: skip
+    assert {name for name, place in where.items() if place == "analog"} == {"linear1", "linear2"}
+    assert set(where) == {"self_attn", "self_attn.out_proj", "linear1", "linear2", "norm1", "norm2"}
     with torch.no_grad():
         assert not torch.allclose(analog(x), layer(x), atol=1e-3)
         assert torch.allclose(to_digital(analog)(x), layer(x), atol=1e-6)

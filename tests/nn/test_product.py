@@ -1,5 +1,7 @@
 """The signal path against naive simulations written here."""
 
+import itertools
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from galvanic import calibrate_ranges, convert, load_profile, program, reads
-from galvanic.physics import Context, DifferentialPair, Gaussian, Quantize
+from galvanic.physics import DifferentialPair, Gaussian, Quantize
 from galvanic.profile import Profile
 from galvanic.ranges import Calibrated, Dynamic, Fixed, Learned, MinimumError
 
@@ -26,7 +28,7 @@ def naive_linear(x, weight, bias, *, rows, bits, r_y):
     for v in x:
         r = v.abs().max()
         u = quantised(v / r, bits)
-        y = sum(quantised((weight / scale[:, None])[:, a:b] @ u[a:b] / r_y, bits) * r_y for a, b in zip(edges, edges[1:], strict=False))
+        y = sum(quantised((weight / scale[:, None])[:, a:b] @ u[a:b] / r_y, bits) * r_y for a, b in itertools.pairwise(edges))
         out.append(y * scale * r + bias)
     return torch.stack(out)
 
@@ -57,7 +59,14 @@ def test_a_tiled_convolution_is_the_sum_of_digitised_convolutions_over_its_chann
     torch.manual_seed(0)
     conv = conv.double()
     k = conv.weight[0, 0].numel()
-    profile = Profile(name="c", input=(Quantize(bits=5),), output=(Quantize(bits=5),), rows=2 * k, input_range=Fixed(value=2.0), output_range=Fixed(value=3.0))
+    profile = Profile(
+        name="c",
+        input=(Quantize(bits=5),),
+        output=(Quantize(bits=5),),
+        rows=2 * k,
+        input_range=Fixed(value=2.0),
+        output_range=Fixed(value=3.0),
+    )
     x = torch.randn(2, 6, *[7] * (conv.weight.ndim - 2)).double()
     scale = conv.weight.abs().flatten(1).amax(1).view(-1, *[1] * (conv.weight.ndim - 1))
     u = quantised(x / 2.0, 5)
@@ -65,7 +74,7 @@ def test_a_tiled_convolution_is_the_sum_of_digitised_convolutions_over_its_chann
     tiles = -(-channels // 2)
     edges = [round(t * channels / tiles) for t in range(tiles + 1)]
     total = 0
-    for a, b in zip(edges, edges[1:], strict=False):  # the same layer with all other channels' weights at zero
+    for a, b in itertools.pairwise(edges):  # the same layer with all other channels' weights at zero
         masked = torch.zeros_like(conv.weight)
         masked[:, a:b] = (conv.weight / scale)[:, a:b]
         total = total + quantised(conv._conv_forward(u, masked, None) / 3.0, 5) * 3.0
@@ -80,7 +89,9 @@ def test_a_convolution_is_the_linear_layer_of_its_patches():
     conv = nn.Conv2d(3, 5, 3).double()
     linear = nn.Linear(27, 5).double()
     linear.load_state_dict({"weight": conv.weight.flatten(1), "bias": conv.bias})
-    profile = Profile(name="p", input=(Quantize(bits=6),), output=(Quantize(bits=6),), input_range=Fixed(value=2.0), output_range=Fixed(value=4.0))
+    profile = Profile(
+        name="p", input=(Quantize(bits=6),), output=(Quantize(bits=6),), input_range=Fixed(value=2.0), output_range=Fixed(value=4.0)
+    )
     x = torch.randn(2, 3, 6, 6).double()
     patches = F.unfold(x, 3).transpose(1, 2)  # (batch, positions, 27)
     y = convert(linear, profile, chip=0)(patches).transpose(1, 2).unflatten(2, (4, 4))
@@ -144,7 +155,14 @@ def test_the_scale_is_per_column_or_per_layer_and_follows_the_weight():
 def test_gradients_of_weights_and_inputs_are_those_of_the_digital_layer_where_nothing_disturbs():
     torch.manual_seed(0)
     layer, x = nn.Linear(6, 4).double(), torch.randn(5, 6, dtype=torch.double, requires_grad=True)
-    profile = Profile(name="fine", input=(Quantize(bits=24),), weight=(Quantize(bits=24),), output=(Quantize(bits=24),), output_range=Fixed(value=20.0), encoding=DifferentialPair())
+    profile = Profile(
+        name="fine",
+        input=(Quantize(bits=24),),
+        weight=(Quantize(bits=24),),
+        output=(Quantize(bits=24),),
+        output_range=Fixed(value=20.0),
+        encoding=DifferentialPair(),
+    )
     analog = convert(layer, profile, chip=0)
     for model in (layer, analog):
         model.zero_grad()

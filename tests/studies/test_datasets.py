@@ -28,14 +28,17 @@ def refusal(kind: type[Exception], name: str, **options) -> str:
         load(name, **options)
     assert type(caught.value) is kind
     message = str(caught.value)
-    assert message and "\n" not in message
+    assert message
+    assert "\n" not in message
     return message
 
 
 def assert_a_scaled_task(data: Dataset) -> None:
     for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
-        assert x.dtype == torch.float32 and y.dtype == torch.int64
-        assert x.ndim == 4 and y.shape == x.shape[:1]
+        assert x.dtype == torch.float32
+        assert y.dtype == torch.int64
+        assert x.ndim == 4
+        assert y.shape == x.shape[:1]
     std, mean = torch.std_mean(data.x_train.double(), dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-5, rtol=0)
     torch.testing.assert_close(std, torch.ones_like(std), atol=1e-5, rtol=0)
@@ -48,8 +51,10 @@ def assert_a_scaled_task(data: Dataset) -> None:
 def test_digits_are_a_scaled_task_of_1197_training_and_600_test_images():
     data = load("digits")
     assert_a_scaled_task(data)
-    assert data.x_train.shape == (1197, 1, 8, 8) and data.x_test.shape == (600, 1, 8, 8)
-    assert (data.name, data.classes) == ("digits", 10) and "no official test set" in data.note
+    assert data.x_train.shape == (1197, 1, 8, 8)
+    assert data.x_test.shape == (600, 1, 8, 8)
+    assert (data.name, data.classes) == ("digits", 10)
+    assert "no official test set" in data.note
 
 
 def test_the_split_of_the_digits_never_changes():
@@ -168,7 +173,8 @@ def test_idx_files_are_read_plain_or_gzipped_from_either_folder(idx_set, tmp_pat
     write(tmp_path if bare else folder, collection, blobs, suffix)
     data = load(name, root=tmp_path)
     assert_a_scaled_task(data)
-    assert data.x_train.shape == (30, 1, 28, 28) and (data.name, data.classes, data.note) == (name, 10, "")
+    assert data.x_train.shape == (30, 1, 28, 28)
+    assert (data.name, data.classes, data.note) == (name, 10, "")
     assert data.y_test.tolist() == LABELS[30:].tolist()
     x = IMAGES[:30].astype(float)
     np.testing.assert_allclose(data.x_train[:, 0].numpy(), (x - x.mean()) / x.std(), atol=1e-5)
@@ -261,7 +267,9 @@ def cifar(monkeypatch, tmp_path) -> Path:
 def test_cifar10_is_read_from_either_folder(cifar, tmp_path, bare, partial_test):
     data = load("cifar10", root=cifar if bare else tmp_path, partial_test=partial_test)
     assert_a_scaled_task(data)
-    assert data.x_train.shape == (50, 3, 32, 32) and data.x_test.shape == (10, 3, 32, 32) and data.note == ""
+    assert data.x_train.shape == (50, 3, 32, 32)
+    assert data.x_test.shape == (10, 3, 32, 32)
+    assert data.note == ""
     planes = np.frombuffer(BATCHES[4], np.uint8).reshape(10, -1)[3, 1:].reshape(3, 32, 32)  # image 43, red plane first
     for channel in range(3):
         assert np.corrcoef(planes[channel].ravel(), data.x_train[43, channel].flatten())[0, 1] > 0.9999
@@ -281,7 +289,8 @@ def test_a_cifar10_batch_with_another_checksum_is_refused(cifar, tmp_path, broke
 def test_a_part_of_a_training_batch_is_never_accepted(cifar, tmp_path, broken):
     (cifar / f"data_batch_{broken + 1}.bin").write_bytes(HALF)
     message = refusal(ValueError, "cifar10", root=tmp_path, partial_test=True)
-    assert f"data_batch_{broken + 1}.bin: 12,292 bytes, md5 " in message and "expected 30,730 bytes" in message
+    assert f"data_batch_{broken + 1}.bin: 12,292 bytes, md5 " in message
+    assert "expected 30,730 bytes" in message
 
 
 def test_a_test_batch_that_is_too_long_is_refused(cifar, tmp_path):
@@ -381,7 +390,8 @@ def test_own_arrays_become_a_scaled_task(tmp_path, image, shape, dtype, label):
                y_test=np.arange(10).astype(label) % 4)  # fmt: skip
     data = load(file)
     assert_a_scaled_task(data)
-    assert data.x_train.shape == (20, *shape) and data.x_test.shape == (10, *shape)
+    assert data.x_train.shape == (20, *shape)
+    assert data.x_test.shape == (10, *shape)
     assert (data.name, data.classes) == (file, 4)
 
 
@@ -395,7 +405,8 @@ def test_the_note_tells_one_own_file_from_another(tmp_path):
 def test_a_constant_channel_becomes_zero(tmp_path):
     x = np.stack([np.full(12, 0.1), np.arange(12)], axis=1)
     data = load(own(tmp_path, x_train=x, x_test=x[:6]))
-    assert data.x_train[:, 0].abs().max() == 0 and data.x_test[:, 0].abs().max() == 0
+    assert data.x_train[:, 0].abs().max() == 0
+    assert data.x_test[:, 0].abs().max() == 0
     assert data.x_train[:, 1].std(correction=0) == pytest.approx(1)
 
 
@@ -496,7 +507,9 @@ def test_a_damaged_own_array_is_named(tmp_path, member, said):
 def test_the_real_idx_files_give_the_published_statistics(name, image, mean, std):
     data = load(name, root=DATA)
     assert_a_scaled_task(data)
-    assert data.x_train.shape == (60_000, *image) and data.x_test.shape == (10_000, *image) and data.note == ""
+    assert data.x_train.shape == (60_000, *image)
+    assert data.x_test.shape == (10_000, *image)
+    assert data.note == ""
     black, white = data.x_train.min().item(), data.x_train.max().item()
     assert (1 / (white - black), -black / (white - black)) == pytest.approx((std, mean), abs=1e-4)
 
@@ -506,11 +519,13 @@ def test_the_real_cifar10_has_a_verified_partial_test_set():
     assert "(1,000 of 10,000 images); --partial-test" in refusal(ValueError, "cifar10", root=DATA)
     data = load("cifar10", root=DATA, partial_test=True, train_samples=1000)
     assert_a_scaled_task(data)
-    assert data.y_train.bincount().tolist() == [100] * 10 and data.x_test.shape == (1000, 3, 32, 32)
+    assert data.y_train.bincount().tolist() == [100] * 10
+    assert data.x_test.shape == (1000, 3, 32, 32)
     assert data.note.startswith("official test set, first 1,000 of 10,000 images (verified by SHA-256); stratified subset of 1,000")
 
 
 def test_every_published_file_has_a_checksum_of_full_length():
     for collection in (published.MNIST, published.FASHION_MNIST, published.CIFAR10):
         for file in collection.files:
-            assert isinstance(file, Published) and len(file.digest) == hashlib.new(file.algorithm).digest_size * 2
+            assert isinstance(file, Published)
+            assert len(file.digest) == hashlib.new(file.algorithm).digest_size * 2

@@ -85,8 +85,8 @@ def read(name: str, root: Path | None, partial_test: bool) -> Arrays:
 
 def read_digits() -> Arrays:
     """The 1,797 digits of 8x8 pixels that come with scikit-learn."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # here, not above: it takes a second
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits  # here, not above: it takes a second
+    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     x, y = digits.images[:, None], digits.target

@@ -1,5 +1,7 @@
 """A run directory: a run that is killed at any moment goes on where it was, and ends with the same rows."""
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -18,6 +20,8 @@ from galvanic.studies.datasets import Dataset
 from galvanic.studies.settings import Settings, parse_settings
 from galvanic.studies.survival import Cell, Row, Survival
 from galvanic.studies.user import check_fit
+
+_PARTS = ("cells", "checkpoints", "models")
 
 Progress = Callable[[str, float], None]
 """Told, after every part: which cell, and how many passes over the training set it was worth."""
@@ -52,7 +56,8 @@ class RunDirectory:
             "recipe_summaries": {r: self.settings.recipe(r).summary for r in self.settings.recipes},
             "command": command,
         }
-        write_json(self.folder / "config.json", self.settings.model_dump() | facts)
+        config = self.settings.model_dump() | facts
+        write_json(self.folder / "config.json", config | {"sha256": _digest(config)})
 
     @staticmethod
     def open(folder: Path) -> "RunDirectory":
@@ -69,6 +74,8 @@ class RunDirectory:
             config = dict(json.loads(path.read_text()))
         except (ValueError, TypeError, RecursionError):
             raise ValueError(f"{path} is damaged: it does not hold the settings of a run") from None
+        if config.pop("sha256", None) != _digest(config):
+            raise ValueError(f"{path} is damaged, or was changed: a run keeps its settings")
         try:
             return RunDirectory(folder, parse_settings({k: v for k, v in config.items() if k in Settings.model_fields}))
         except (ValueError, TypeError) as error:
@@ -84,14 +91,17 @@ class RunDirectory:
 
     def execute(self, study: Survival, progress: Progress) -> None:
         """Compute what is missing, cell by cell, and gather the rows."""
+        threads = torch.get_num_threads()
         torch.set_num_threads(self.settings.threads)
-        sweep(self.folder)
+        for place in (self.folder, *(self.folder / name for name in _PARTS)):
+            sweep(place)
         started = time.monotonic()
         cells = study.cells()
         try:
             for cell in cells:
                 self._compute(cell, progress)
         finally:
+            torch.set_num_threads(threads)
             self._gather(cells)
             self._environment(time.monotonic() - started)
 
@@ -119,7 +129,9 @@ class RunDirectory:
     def _environment(self, seconds: float) -> None:
         """Where the run ran, with the time of all its parts; the only file that two equal runs do not share."""
         path = self.folder / "environment.json"
-        before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        before: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):  # not worth stopping for
+            before = dict(json.loads(path.read_text()))
         write_json(
             path,
             {
@@ -139,8 +151,17 @@ class RunDirectory:
         return [json.loads(line) for line in (self.folder / "rows.jsonl").read_text().splitlines()]
 
 
+def _digest(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def occupied(folder: Path) -> bool:
+    """Whether a folder holds a run, or parts of one."""
+    return any((folder / name).exists() for name in ("config.json", "rows.jsonl", *_PARTS))
+
+
 def free_folder(data: str, profile: str) -> Path:
     """A folder below `runs` that no run is in."""
     stem = f"{Path(data).stem}-{profile}"
-    candidates = [stem, *(f"{stem}-{n}" for n in range(2, 10000))]
-    return next(path for name in candidates if not (path := Path("runs") / name).exists())
+    candidates = (Path("runs") / name for name in (stem, *(f"{stem}-{n}" for n in range(2, 10000))))
+    return next(path for path in candidates if not occupied(path))

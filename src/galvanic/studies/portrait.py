@@ -20,7 +20,7 @@ _SIDES = ("input", "weight", "output")
 
 
 def facts(profile: Profile) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
-    """(side, effect, source, [(parameter, value with unit), ...]) of everything that is not at its default; numbers without unit: full scale."""
+    """(side, effect, source, [(parameter, value with unit), ...]) of every number; without unit: of full scale."""
     general = ("rows", "columns", "weight_scale", "encoding", "product", "input_range", "output_range")
     rows = [("tile", "", "", [(name, str(getattr(profile, name))) for name in general])]
     for side in _SIDES:
@@ -34,12 +34,13 @@ def _parameters(effect: Nonideality) -> list[tuple[str, str]]:
         value = getattr(effect, f.name)
         if f.name == "per" and value is not None:
             shown.append(("drawn per", str(value)))
-        elif f.name not in ("source", "per") and (isinstance(value, Tensor) or value != f.default):
+        elif f.name not in ("source", "per") and value is not None and value is not False:
             unit = f.name.rpartition("_")[2]
             shown.append((f.name, f"{value} {unit}" if unit in UNITS and f.name != unit else str(value)))
     return shown
 
 
+@torch.no_grad()
 def draw(profile: Profile, path: Path) -> Path:
     """One panel an effect; returns the path written.
 
@@ -54,7 +55,7 @@ def draw(profile: Profile, path: Path) -> Path:
     columns = min(3, max(1, len(effects)))
     rows = -(-max(1, len(effects)) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 0.5), layout="constrained")
-    figure.suptitle(f"{profile.name}: {profile.summary}", wrap=True)
+    figure.suptitle(f"{profile.name}: {profile.summary}".replace("$", r"\$"), wrap=True)  # a dollar, not mathematics
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax in axes[max(1, len(effects)) :]:
         ax.set_axis_off()
@@ -111,5 +112,3 @@ def _histogram(ax: "Axes", effect: Nonideality) -> None:
     z = effect.draw((10000,), torch.Generator().manual_seed(0))
     ax.hist(effect.apply(half, z, Context()).numpy(), bins=60, color="C0", log=True)
     ax.set(xlabel="what a device asked for 0.5 becomes", ylabel="of 10,000 devices")
-
-

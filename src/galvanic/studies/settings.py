@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,7 @@ class Settings(pydantic.BaseModel):
     chips: Annotated[list[int], Len(1)]
     ages_s: Annotated[list[Annotated[float, Ge(0)]], Len(1)] = [0.0, 3600.0, DAY_S, 30 * DAY_S, 365 * DAY_S]
     noise_levels: list[Annotated[float, Ge(0)]] = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
-    epochs: Annotated[int, Ge(1)] = 40
+    epochs: Annotated[int, Ge(1)] = 60
     batch: Annotated[int, Ge(1)] = 64
     learning_rate: Annotated[float, Gt(0)] = 3e-3
     weight_decay: Annotated[float, Ge(0)] = 1e-3
@@ -74,8 +75,12 @@ class Settings(pydantic.BaseModel):
         return RECIPES[name]
 
     def load_data(self) -> Dataset:
-        """The data set, read and checked."""
-        return load(self.data, root=None if self.root is None else Path(self.root), partial_test=self.partial_test, train_samples=self.train_samples)
+        """The data set, read and checked. Images of one pixel are feature vectors, (n, features), as they were in the user's file."""
+        root = None if self.root is None else Path(self.root)
+        data = load(self.data, root=root, partial_test=self.partial_test, train_samples=self.train_samples)
+        if data.x_train.shape[2:] != (1, 1):
+            return data
+        return replace(data, x_train=data.x_train.flatten(1), x_test=data.x_test.flatten(1))
 
     def builder(self, data: Dataset) -> Callable[[], nn.Module]:
         """What makes the network for this data.
@@ -87,10 +92,12 @@ class Settings(pydantic.BaseModel):
             if self.model_sha256 != file_digest(self.model):
                 raise ValueError(f"{self.model}: the file has changed since this run began; start a new run")
             return load_builder(self.model)
-        _, channels, height, width = data.x_train.shape
-        if height != width or height < 4:
-            raise ValueError(f"the built-in network takes square images of 4 pixels or more, not {height} x {width}; bring your own with --model FILE.py:NAME")
-        return lambda: cnn(channels, height, data.classes)
+        channels, *size = data.x_train.shape[1:]
+        if len(set(size)) != 1 or size[0] < 4:
+            came = " x ".join(map(str, size)) if size else f"vectors of {channels} features"
+            taken = "square images of 4 pixels or more"
+            raise ValueError(f"the built-in network takes {taken}, not {came}; bring your own with --model FILE.py:NAME")
+        return lambda: cnn(channels, size[0], data.classes)
 
 
 def new_settings(**choices: Any) -> Settings:
@@ -111,6 +118,8 @@ def parse_settings(choices: dict[str, Any]) -> Settings:
         return Settings(**choices)
     except pydantic.ValidationError as error:
         fault = error.errors()[0]
+        if fault["type"] == "missing":
+            raise ValueError(f"{fault['loc'][0]} is missing") from None
         raise ValueError(f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg'].lower()}") from None
 
 

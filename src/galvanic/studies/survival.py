@@ -17,7 +17,8 @@ from galvanic.studies.settings import Settings
 from galvanic.train import Fit, deploy
 
 Row = dict[str, Any]
-_EVALUATED_AT_ONCE = 1000  # images
+_INSPECTED = 1000  # images
+_EVALUATED_AT_ONCE = 100_000  # numbers of the input; the signals of larger batches leave the cache
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,8 @@ class Survival:
             for number in s.seeds:
                 cells.append(Cell(f"{recipe}-seed{number}-training", s.epochs, lambda r=recipe, n=number: self.training(r, n)))  # type: ignore[misc]
                 for chip in s.chips:
-                    cells.append(
-                        Cell(f"{recipe}-seed{number}-chip{chip}", chips_effort, lambda r=recipe, n=number, c=chip: self.chip(r, n, c))  # type: ignore[misc]
-                    )
+                    name = f"{recipe}-seed{number}-chip{chip}"
+                    cells.append(Cell(name, chips_effort, lambda r=recipe, n=number, c=chip: self.chip(r, n, c)))  # type: ignore[misc]
         return cells
 
     @cached_property
@@ -83,8 +83,8 @@ class Survival:
         yield from ({"kind": "placement", **row} for row in describe(model))
 
     def _deploy_fresh(self) -> nn.Module:
-        recipe = self.settings.recipe(self.settings.recipes[0])
-        return deploy(self.build(), self.settings.hardware(), recipe, self.data.x_train, self.settings.budget(), chip=self.settings.chips[0])
+        s = self.settings
+        return deploy(self.build(), s.hardware(), s.recipe(s.recipes[0]), self.data.x_train, s.budget(), chip=s.chips[0])
 
     def fit(self, recipe: str, number: int) -> Fit:
         """The training run of a recipe and seed; recipes that train alike share it."""
@@ -124,7 +124,7 @@ class Survival:
             for row in evaluate(model, self.accuracy, chips=[chip], conditions=Conditions(noise_level=level)):
                 yield {"kind": "level", **who, "noise_level": level, **self._measured(row)}
         for age_s in (s.ages_s[0], s.ages_s[-1]):
-            for row in inspect(age(program(model, chip), age_s), self.data.x_test[:_EVALUATED_AT_ONCE]):
+            for row in inspect(age(program(model, chip), age_s), self.data.x_test[:_INSPECTED]):
                 yield {"kind": "layer", **who, "age_s": age_s, **row}
 
     def _measured(self, row: Row) -> Row:
@@ -133,19 +133,21 @@ class Survival:
     def deployed(self, recipe: str, number: int) -> nn.Module:
         """The trained network on the first of the chips it is evaluated on; kept while its chips are evaluated one after the other."""
         if self._latest[:2] != (recipe, number):
-            model, s = self.fit(recipe, number).result(), self.settings
-            placed = deploy(model, s.hardware(), s.recipe(recipe), self.data.x_train, s.budget(), chip=s.chips[0])
+            fit, s = self.fit(recipe, number), self.settings
+            for _ in fit.run():  # at its end already, unless its checkpoint was lost
+                pass
+            placed = deploy(fit.result(), s.hardware(), fit.recipe, self.data.x_train, s.budget(), chip=s.chips[0])
             self._latest = recipe, number, placed
         return self._latest[2]  # type: ignore[return-value]
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float:
         """Share of test images whose largest score is that of their label."""
-        pairs = zip(self.data.x_test.split(_EVALUATED_AT_ONCE), self.data.y_test.split(_EVALUATED_AT_ONCE), strict=True)
+        batch = max(1, _EVALUATED_AT_ONCE // self.data.x_test[0].numel())
+        pairs = zip(self.data.x_test.split(batch), self.data.y_test.split(batch), strict=True)
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in pairs)
         return right / len(self.data.x_test)
 
     def _calibration(self) -> list[Tensor]:
         budget = self.settings.budget()
         return list(self.data.x_train[: budget.calibration].split(budget.batch))
-

@@ -17,7 +17,7 @@ from galvanic.profile import Profile
 from galvanic.seeding import generator, seed
 from galvanic.storage import read_tree, rng_state, set_rng_state, write_tree
 from galvanic.train.recipes import Recipe, clip_weights
-from galvanic.train.steps import cross_entropy, steps
+from galvanic.train.steps import NonFinite, cross_entropy, steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Budget(Value):
         calibration: images from which converter ranges are set.
     """
 
-    epochs: Annotated[int, Ge(1)] = 40
+    epochs: Annotated[int, Ge(1)] = 60
     batch: Annotated[int, Ge(1)] = 64
     learning_rate: Annotated[float, Gt(0)] = 3e-3
     weight_decay: Annotated[float, Ge(0)] = 1e-3
@@ -102,7 +102,10 @@ class Fit:
         while run.step < self.total:
             if run.step == self.switch:
                 self._onto_hardware(run)
-            yield from self._segment(run, self.switch if run.step < self.switch else self.total)
+            try:
+                yield from self._segment(run, self.switch if run.step < self.switch else self.total)
+            except NonFinite as error:
+                raise NonFinite(f"recipe {self.recipe.name!r}, seed {self.number}, {error}") from error
             self._checkpoint(run)
 
     def result(self) -> nn.Module:
@@ -136,7 +139,7 @@ class Fit:
         self._mode(run)
         saved = time.monotonic()
         self._schedule(run)
-        for step in steps(run.model, self._batches(run.step, end), self._objective, run.optimizer):
+        for step in steps(run.model, self._batches(run.step, end), self._objective, run.optimizer, first=run.step):
             if run.step >= self.switch and self.recipe.training.clip_sigmas is not None:
                 clip_weights(run.model, self.recipe.training.clip_sigmas)
             run.step += 1
@@ -181,11 +184,11 @@ class Fit:
 
         They are of nearly equal size: a remainder of a single image has no batch statistics.
         """
-        for step in range(start, end):
-            epoch, place = divmod(step, self.epoch_steps)
+        for epoch in range(start // self.epoch_steps, self.budget.epochs):
             order = torch.randperm(len(self.images), generator=generator("order", self.number, epoch))
-            chosen = order.tensor_split(self.epoch_steps)[place]
-            yield self.images[chosen], self.labels[chosen]
+            for step, chosen in enumerate(order.tensor_split(self.epoch_steps), start=epoch * self.epoch_steps):
+                if start <= step < end:
+                    yield self.images[chosen], self.labels[chosen]
 
     def _checkpoint(self, run: _Run) -> None:
         tree = {
@@ -200,6 +203,12 @@ class Fit:
 
     def _resume(self) -> _Run:
         tree = read_tree(self.path)
+        try:
+            return self._restored(tree)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is not a checkpoint of this training run: {' '.join(str(error).split())}") from error
+
+    def _restored(self, tree: dict[str, Any]) -> _Run:
         torch.manual_seed(seed("network", self.number))
         model = self.build()
         if tree["step"] > self.switch:

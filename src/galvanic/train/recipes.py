@@ -92,9 +92,9 @@ RECIPES = {
         ),
         Recipe(
             name="noise",
-            summary="Half of the same number of steps in floating point, then every step on a fresh simulated chip of another age, up to "
-            "one year: noise ramped up to the hardware's level, weights clipped, converter ranges learned (hardware-aware training).",
-            training=Training(hardware_from=0.5, ramp=0.15, clip_sigmas=2.5, oldest_s=YEAR_S, frozen_statistics=True),
+            summary="A third of the same number of steps in floating point, then every step on a fresh simulated chip of another age, up "
+            "to one year: noise ramped up to the hardware's level, weights clipped, converter ranges learned (hardware-aware training).",
+            training=Training(hardware_from=1 / 3, ramp=0.1, clip_sigmas=2.5, oldest_s=YEAR_S, frozen_statistics=True),
             input_range=Learned(),
             output_range=Learned(),
         ),

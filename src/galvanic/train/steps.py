@@ -26,7 +26,7 @@ class Step:
     """One step of training, just done.
 
     Args:
-        index: its number, from 0.
+        index: its number.
         loss: detached.
         batch: what it was done on.
     """
@@ -57,6 +57,7 @@ def steps(
     *,
     gradient: Gradient = backprop,
     chips: Sequence[int] | None = None,
+    first: int = 0,
 ) -> Iterator[Step]:
     """Train a model, step by step; an analog model sits on another chip in each.
 
@@ -70,6 +71,7 @@ def steps(
         optimizer: any of torch's, over the model's parameters.
         gradient: where the gradient comes from.
         chips: numbers of the chips to train on, in turn; None for a fresh anonymous chip each step.
+        first: number of the first step, where a training goes on.
 
     Raises:
         ValueError: there is no batch, or an empty list of chips.
@@ -78,8 +80,8 @@ def steps(
     if chips is not None and not chips:
         raise ValueError("steps: chips is empty; None trains on fresh anonymous chips")
     analog = any(isinstance(m, Analog) for m in model.modules())
-    index = -1
-    for index, batch in enumerate(batches):
+    index = first - 1
+    for index, batch in enumerate(batches, first):
         if analog:
             program(model, chips[index % len(chips)] if chips else None, write=index // len(chips) if chips else 0)
         optimizer.zero_grad()
@@ -87,7 +89,7 @@ def steps(
         _stop_unless_finite(model, batch, loss, index)
         optimizer.step()
         yield Step(index, loss, batch)
-    if index < 0:
+    if index < first:
         raise ValueError("steps: the batches are empty")
 
 
