@@ -429,7 +429,7 @@ NETWORKS = {
     "classes": ("def classes(): return nn.Linear(6, 4)", "gives (2, 4) for 2 inputs; scores of shape (2, 3) are needed"),
     "digital": ("def digital(): return nn.Bilinear(6, 6, 3)", "does not take inputs"),
     "nothing": ("class nothing(nn.LayerNorm):\n    def __init__(self):\n        super().__init__(6)\n"
-                "    def forward(self, x):\n        return super().forward(x)[:, :3]\n", "no analog layer"),
+                "    def forward(self, x):\n        return super().forward(x)[:, :3]\n", "no Linear or Conv layer"),
     "frozen": ("def frozen(): return Net().requires_grad_(False)", "nothing to train"),
     "lazy": ("def lazy(): return nn.LazyLinear(3)", "has no shape before the first call"),
 }  # fmt: skip
@@ -707,6 +707,23 @@ def test_an_interrupted_run_stops_soon_says_how_to_go_on_and_ends_with_the_same_
         assert not (Path(f"a folder {sent}") / "report.html").exists()
         assert invoke("run", "--resume", f"a folder {sent}").exit_code == 0
         assert same_results(Path(f"a folder {sent}"), Path("whole"))
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_in_the_middle_of_an_import_is_not_lost(tmp_path, sent, code):
+    """Torch takes an exception there for a missing numpy, and goes on, broken. Here a numpy that takes for ever stands in its place."""
+    (tmp_path / "numpy.py").write_text("import pathlib, time\npathlib.Path('reached').touch()\nwhile True: time.sleep(0.01)\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "galvanic", "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        wait_for(Path("reached"), process)
+        process.send_signal(getattr(signal, sent))
+        assert process.communicate(timeout=20) == ("", "\nstopped; nothing was begun\n")
+        assert process.returncode == code
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import os
 import shlex
 import signal
 import sys
@@ -141,12 +142,29 @@ def run(
     with one_line_errors():
         if resume is not None:
             _refuse_other_settings(context)
+        _import()
         folder = resume or out or _free_folder(data, profile)
         with _interruptible(folder):
             if resume is None:
                 _refuse_occupied(folder)
             directory = _open(folder) if resume is not None else _settle(folder, locals())
             _execute(directory, checkpoint_every, new=resume is None)
+
+
+def _import() -> None:
+    """Import what takes a second. Torch loses an exception that meets it there, and is broken then: a signal ends the process at once."""
+
+    def end(number: int, _: Any) -> Never:
+        os.write(2, b"\nstopped; nothing was begun\n")
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        import galvanic.report
+        import galvanic.studies.directory  # noqa: F401
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refuse_other_settings(context: typer.Context) -> None:

@@ -25,7 +25,7 @@ class Range(Value, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Dynamic(Range):
-    """The largest magnitude of each vector (for a convolution: of each image), found digitally before the conversion."""
+    """The largest magnitude of each vector: of inputs (for a convolution, of each image), or of the results of one tile at one position."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from galvanic.nn.placed import Side
-from galvanic.nn.ranged import SMALLEST, Ranged
+from galvanic.nn.ranged import Ranged, smallest
 from galvanic.nn.written import Stored
 from galvanic.physics import Context
 from galvanic.profile import Profile
+from galvanic.seeding import generator
 
 
 class Analog(Stored, Ranged):
@@ -65,7 +66,8 @@ class Analog(Stored, Ranged):
         y = reduce(torch.add, (self.leave(self.tile(u, w, variance, cut), at, tile, r_y) for tile, cut in enumerate(cuts)))
         factor = y.new_ones(1) if scale is None else self._gained(scale).flatten()  # (n_out,)
         factor = self._broadcast(factor if r_y is None else factor * r_y) * (1 if r_x is None else r_x)
-        return y * factor if self.bias is None else y * factor + self._broadcast(self.bias)
+        y = y * factor.to(y.dtype)
+        return y if self.bias is None else y + self._broadcast(self.bias).to(y.dtype)
 
     def enter(self, x: Tensor, at: Context) -> tuple[Tensor, Tensor | None]:
         """The inputs after their converters, in units of full scale, and that full scale; (x, None) where that side has no effects."""
@@ -82,7 +84,7 @@ class Analog(Stored, Ranged):
         z = None if variance is None else self._read_draw(f"cells/{cut}", 0, y, torch.randn)
         if variance is None or z is None:
             return y
-        return y + self.contract(u.square(), variance, cut).clamp(min=1e-30).sqrt() * z
+        return y + self.contract(u.square(), variance, cut).clamp(min=smallest(y)).sqrt() * z
 
     def leave(self, y: Tensor, at: Context, tile: int, r_y: Tensor | None) -> Tensor:
         """A tile's result after its converters; `y` is in units of `r_y`, or of one cell where that is None."""
@@ -106,19 +108,22 @@ class Analog(Stored, Ranged):
     def _observe(self, x: Tensor) -> Tensor:
         """Compute digitally, keeping samples of the inputs and of each tile's result in units of one cell and of the input's range."""
         assert self.observer is not None
-        self.observer["input"].append(_sample(x))
+        self.observer["input"].append(magnitudes(x))
         scale = self.scale()
         u = self.prepare(x)
         for cut in self.cuts():
-            self.observer["output"].append(_sample(self.contract(u, self.weight / scale, cut)))
+            self.observer["output"].append(magnitudes(self.contract(u, self.weight / scale, cut)))
         return self.digital(x, self.weight)
 
 
 def _largest(x: Tensor, dims: Iterable[int]) -> Tensor:
-    return x.detach().abs().amax(dim=list(dims), keepdim=True).clamp(min=SMALLEST)
+    return x.detach().abs().amax(dim=list(dims), keepdim=True).clamp(min=smallest(x))
 
 
-def _sample(x: Tensor, most: int = 65536) -> Tensor:
-    """Magnitudes of an even subset, the largest one included."""
+def magnitudes(x: Tensor, most: int = 65536) -> Tensor:
+    """Magnitudes at random places, always the same, and the largest one. (Every k-th could be the same column each time.)"""
     flat = x.detach().abs().flatten().to(torch.promote_types(x.dtype, torch.float32))  # torch.quantile knows no shorter one
-    return torch.cat([flat[:: max(1, flat.numel() // most)], flat.max().reshape(1)])
+    if flat.numel() <= most:
+        return flat
+    places = torch.randint(flat.numel(), (most,), generator=generator("sample")).to(flat.device)
+    return torch.cat([flat[places], flat.max().reshape(1)])

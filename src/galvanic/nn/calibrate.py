@@ -6,15 +6,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galvanic.nn.analog import Analog
+from galvanic.nn.analog import Analog, magnitudes
 from galvanic.nn.convert import analog_layers
 from galvanic.physics import Context
+from galvanic.physics.value import brief
 from galvanic.ranges import Dynamic, FromData
 
 
 def inputs_of(batch: Any) -> Tensor:
-    """The inputs of a batch: itself, or the first of a tuple."""
-    return batch[0] if isinstance(batch, tuple | list) else batch
+    """The inputs of a batch: itself, or the first of a tuple.
+
+    Raises:
+        ValueError: it is neither, or empty.
+    """
+    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(x, Tensor) or not x.numel():
+        raise ValueError(f"a batch is a tensor of inputs or a tuple that begins with one, and is not empty; got {brief(batch)}")
+    return x
 
 
 @torch.no_grad()
@@ -76,11 +84,8 @@ def _choose(layer: Analog, side: str, sample: Tensor) -> Tensor | None:
                 x = effect.apply(x, None, still)
             return x
 
-        silent = sample.max() == 0  # any range does, but a tiny one would block the gradient
-        layer.set_range(side, 1.0 if silent else range_.choose(_thinned(sample), convert))
+        largest = sample.max()
+        chosen = range_.choose(magnitudes(sample, 1 << 20), convert)  # torch.quantile takes no more than 16 million
+        silent = 1.0 if largest == 0 else largest  # any range does for silence, but a tiny one would block the gradient
+        layer.set_range(side, chosen if chosen > 0 else silent)
     return layer.full_scale(side)
-
-
-def _thinned(sample: Tensor, most: int = 1 << 20) -> Tensor:
-    """An even subset with the largest value, small enough for torch.quantile."""
-    return torch.cat([sample[:: max(1, -(-sample.numel() // most))], sample.max().reshape(1)]) if sample.numel() > most else sample

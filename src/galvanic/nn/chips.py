@@ -40,7 +40,10 @@ def at(model: nn.Module, conditions: Conditions, *, snapshot: int = 0) -> nn.Mod
 
 @contextmanager
 def reads(model: nn.Module, mode: Reads) -> Iterator[nn.Module]:
-    """Within it, noise per read is `fresh` in every product (as always), `frozen` (one draw per place and shape kept), or `off`."""
+    """Within it, noise per read is `fresh` in every product (as always), `frozen` (one draw per place and shape kept), or `off`.
+
+    Frozen noise of cells is the frozen output noise it amounts to, whose size still follows the input: not a fixed matrix.
+    """
     if mode not in ("fresh", "frozen", "off"):
         raise ValueError(f"reads are 'fresh', 'frozen' or 'off', not {mode!r}")
     layers = analog_layers(model).values()

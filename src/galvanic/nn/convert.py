@@ -12,6 +12,7 @@ from galvanic.nn.analog import Analog
 from galvanic.nn.layers import ANALOG_FORM
 from galvanic.nn.placed import Chip
 from galvanic.physics import Conditions
+from galvanic.physics.value import brief
 from galvanic.profile import Profile
 
 _DIGITAL_FORM = {analog: digital for digital, analog in ANALOG_FORM.items()}
@@ -20,8 +21,8 @@ _DIGITAL_FORM = {analog: digital for digital, analog in ANALOG_FORM.items()}
 def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *, chip: int | None) -> nn.Module:
     """A copy of the model whose Linear and Conv layers sit on a chip; the digital model is untouched.
 
-    Parameter names and shapes stay, tied weights stay tied, and state dicts load strictly both ways. `describe` says what became of each
-    layer.
+    Parameter names and shapes stay, tied weights stay tied, and a digital state dict loads strictly. `describe` says what became of each
+    layer. A weight that the model uses without calling its layer is not on the chip.
 
     Args:
         model: any module; a model that is analog already is converted anew.
@@ -30,14 +31,15 @@ def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *
         chip: the number of the chip; None for an anonymous one, drawn on the model's device from its global stream.
 
     Raises:
-        ValueError: a pattern that matches nothing; a tile too small for a kernel.
+        ValueError: nothing to convert; a pattern that decides nothing; a tile too small for a kernel; a chip that is no whole number.
     """
-    patterns = {"*": profile} if isinstance(profile, Profile) else dict(profile)
+    patterns = _patterns(profile)
     model = to_digital(model)
     names = {name: module for name, module in model.named_modules() if type(module) in ANALOG_FORM}
-    _refuse_idle_patterns(patterns, names)
+    deciding = {name: next((p for p in patterns if fnmatch.fnmatchcase(name, p)), None) for name in names}
+    _refuse_idle_patterns(patterns, deciding)
     for name, module in names.items():
-        chosen = next((p for pattern, p in patterns.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        chosen = patterns.get(deciding[name] or "")
         if chosen is not None:
             _install(module, chosen, name, chip)
     _close_bypasses(model)
@@ -76,9 +78,27 @@ def _uninstall(module: Analog) -> None:
         module._non_persistent_buffers_set.discard(f"{side}_range")
 
 
-def _refuse_idle_patterns(patterns: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+def _patterns(profile: Profile | Mapping[str, Profile | None]) -> dict[str, Profile | None]:
+    patterns: dict[str, Profile | None] = dict(profile) if isinstance(profile, Mapping) else {"*": profile}
+    for given in patterns.values():
+        if given is not None and not isinstance(given, Profile):
+            raise ValueError(f"a profile is a Profile, not {brief(given)}; load_profile(name) gives one")
+    if patterns == {"*": None}:
+        raise ValueError("no profile was given; load_profile(name) gives one")
+    return patterns
+
+
+def _refuse_idle_patterns(patterns: Mapping[str, Any], deciding: Mapping[str, str | None]) -> None:
+    """Every pattern must decide some layer, and there must be layers."""
+    names = list(deciding)
+    if not names:
+        raise ValueError("the model has no Linear or Conv layer that could go on a chip; describe(model) says why")
     for pattern in patterns:
-        if pattern != "*" and not fnmatch.filter(names, pattern):
+        if pattern in deciding.values():
+            continue
+        if fnmatch.filter(names, pattern):
+            raise ValueError(f"pattern {pattern!r} decides no layer: earlier patterns match all of its own; put it first")
+        else:
             close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else f"; layers: {', '.join(names) or 'none'}"
             raise ValueError(f"pattern {pattern!r} matches no Linear or Conv layer{hint}")

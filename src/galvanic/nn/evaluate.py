@@ -13,6 +13,7 @@ from galvanic.nn.chips import at, program
 from galvanic.nn.compensate import Compensation, compensate
 from galvanic.nn.convert import analog_layers
 from galvanic.physics import Conditions, Context
+from galvanic.physics.value import brief
 
 
 @torch.no_grad()
@@ -39,8 +40,13 @@ def evaluate(
 
     Returns:
         Rows with chip, write, age_s, noise_level, temperature_K, compensation, value.
+
+    Raises:
+        ValueError: no chip, write or age; a metric that is not one number.
     """
-    conditions = conditions or Conditions()
+    conditions, chips, ages_s = conditions or Conditions(), _listed("chips", chips), _listed("ages_s", ages_s)
+    if writes < 1:
+        raise ValueError(f"evaluate: writes = {writes}: each chip is written once or more")
     rows = []
     for chip in chips:
         for write in range(writes):
@@ -53,12 +59,26 @@ def evaluate(
     return rows
 
 
+def _listed(name: str, values: Any) -> list[Any]:
+    listed = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
+    if not listed or None in listed:
+        raise ValueError(f"evaluate: {name} = {brief(values)}: one number or more in a list")
+    return listed
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"evaluate: the metric gives {brief(value)}, not one number") from None
+
+
 def _row(chip: int, write: int, there: Conditions, compensation: Compensation | None, value: float) -> dict[str, Any]:
     row: dict[str, Any] = {"chip": chip, "write": write, "age_s": float(there.age_s), "noise_level": float(there.noise_level)}
     return row | {
         "temperature_K": float(there.temperature_K),
         "compensation": "none" if compensation is None else compensation.name,
-        "value": float(value),
+        "value": _number(value),
     }
 
 

@@ -63,8 +63,8 @@ class _AnalogConv(Analog, nn.modules.conv._ConvNd):
         rows = self.profile.rows or self.weight.shape[1] * self._kernel()
         if rows < self._kernel():
             raise ValueError(
-                f"{self.name}: a kernel column takes {self._kernel()} rows (kernel {tuple(self.kernel_size)}), the tiles of profile "
-                f"{self.profile.name!r} have {rows}; use tiles of {self._kernel()} rows or more, or leave this layer digital"
+                f"{self.name or 'the layer'}: a kernel column takes {self._kernel()} rows (kernel {tuple(self.kernel_size)}), tiles of "
+                f"profile {self.profile.name!r} have {rows}; use tiles of {self._kernel()} rows or more, or leave this layer digital"
             )
         return _even(self.weight.shape[1], rows // self._kernel())
 

@@ -1,5 +1,6 @@
 """A layer on a chip: which one, under which conditions, and everything random about it."""
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from galvanic.physics import Conditions, Nonideality
+from galvanic.physics.value import brief
 from galvanic.profile import Profile
 from galvanic.seeding import generator
 
@@ -22,6 +24,16 @@ class Chip:
     number: int | None
     write: int = 0
     snapshot: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("number", "write", "snapshot"):
+            value = getattr(self, name)
+            if value is None and name == "number":
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
+                what = "chip" if name == "number" else name
+                raise ValueError(f"{what} = {brief(value)}: a whole number from 0 on" + (", or None" if name == "number" else ""))
+            object.__setattr__(self, name, operator.index(value))  # NumPy's integers become Python's
 
 
 class Placed(nn.Module):
@@ -48,8 +60,11 @@ class Placed(nn.Module):
         self._frozen: dict[tuple[str, int, torch.Size], Tensor] = {}
         self._stamp = 0  # counts placements
 
+    @torch.inference_mode(False)  # what is drawn here may be trained through later
     def place(self, chip: Chip, conditions: Conditions, renew: tuple[str, ...] = ("chip", "write", "snapshot")) -> None:
         """Put the layer on a chip under conditions, drawing anew what belongs to the clocks in `renew`."""
+        if not isinstance(conditions, Conditions):
+            raise ValueError(f"conditions are a Conditions(age_s=..., ...), not {brief(conditions)}")
         self.chip, self.conditions = chip, conditions
         self.at = {f.name: torch.as_tensor(getattr(conditions, f.name), dtype=torch.float64) for f in fields(conditions)}
         for side, index, effect, key in self._static_effects():
@@ -88,12 +103,9 @@ class Placed(nn.Module):
 
     def _clock(self, effect: Nonideality) -> tuple[str | int | float | None, ...]:
         """The names that say when this effect is drawn anew."""
-        c = self.conditions
-        moment = (float(c.age_s), float(c.temperature_K), float(c.time_s), float(c.supply_V))
-        start = ("galvanic", self.chip.number, self.name, effect.per)
-        return (
-            start + {"chip": (), "write": (self.chip.write,), "snapshot": (self.chip.write, self.chip.snapshot, *moment)}[str(effect.per)]
-        )
+        snapshot = (self.chip.write, self.chip.snapshot, float(self.conditions.age_s))
+        since = {"chip": (), "write": (self.chip.write,), "snapshot": snapshot}[str(effect.per)]
+        return ("galvanic", self.chip.number, self.name, effect.per, *since)
 
     def _randomness(self, side: Side, index: int, effect: Nonideality, x: Tensor, tile: int = 0) -> Tensor | None:
         if effect.per is None:
@@ -117,7 +129,10 @@ class Placed(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Placed":
         super()._apply(fn, recurse)
-        self._draws = {key: fn(z) for key, z in self._draws.items()}
+        for side, index, effect, key in self._static_effects():
+            z = self._draws[side, index]
+            gone = z.is_meta and not self.weight.is_meta
+            self._draws[side, index] = fn(z) if self.chip.number is None and not gone else self._draw_static(side, effect, key)
         self.gain = None if self.gain is None else fn(self.gain)
         self._frozen = {}
         self._stamp += 1

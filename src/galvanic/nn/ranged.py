@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from galvanic.profile import Profile
 from galvanic.ranges import Dynamic, Fixed, Learned, Range
 
-SMALLEST = 1e-9  # a silent vector has no largest magnitude to divide by
+
+def smallest(x: Tensor) -> float:
+    """What a silent vector, which has no largest magnitude to divide by, is divided by."""
+    return torch.finfo(x.dtype).tiny
 
 
 class Ranged(nn.Module):
@@ -61,9 +64,16 @@ class Ranged(nn.Module):
             RuntimeError: it is to be calibrated and has not been.
         """
         r: Tensor | None = getattr(self, f"{side}_range", None)
-        if r is not None and not getattr(self, f"_{side}_ready"):
+        if r is not None and not getattr(self, f"_{side}_ready") and not self._filled(side, r):
             raise RuntimeError(
-                f"{self.name}: its {side} range is not calibrated yet; run calibrate_ranges(model, batches), load a checkpoint "
-                f"that has it, or give the profile {side}_range=Dynamic()"
+                f"{self.name or 'the layer'}: its {side} range is not calibrated yet; run calibrate_ranges(model, batches), load a "
+                f"checkpoint that has it, or give the profile {side}_range=Dynamic()"
             )
-        return None if r is None else r.clamp(min=SMALLEST)
+        return None if r is None else r.clamp(min=smallest(r))
+
+    def _filled(self, side: str, r: Tensor) -> bool:
+        """Whether someone else set the range (an average of models, a functional call); not asked within a graph."""
+        if torch.compiler.is_compiling() or r.is_meta or not bool(r.detach().isfinite()):
+            return False
+        setattr(self, f"_{side}_ready", True)
+        return True

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from galvanic import __version__
 from galvanic.nn.analog import Analog
 from galvanic.nn.convert import analog_layers, convert
 from galvanic.nn.placed import Chip
 from galvanic.physics import Conditions
+from galvanic.physics.value import tensors_in
 from galvanic.profile import profile_from_dict, profile_to_dict
 from galvanic.storage import read_tree, write_tree
 
@@ -27,12 +29,17 @@ def save(path: str | Path, model: nn.Module) -> None:
     layers = analog_layers(model)
     anonymous = [name for name, layer in layers.items() if layer.chip.number is None]
     if anonymous:
-        raise ValueError(f"{anonymous[0]} sits on an anonymous chip, which cannot be saved; program(model, chip=...) gives it a number")
+        raise ValueError(
+            f"layer {anonymous[0]} sits on an anonymous chip, which cannot be saved; program(model, chip=...) gives it a number"
+        )
+    learned = [name for name, layer in layers.items() if any(t.ndim for t in tensors_in(layer.profile))]
+    if learned:
+        raise ValueError(f"layer {learned[0]} has a profile with a tensor of several numbers, which has no form in a file")
     write_tree(
         Path(path),
         {
             "format": _FORMAT,
-            "torch": str(torch.__version__),
+            "versions": {"galvanic": __version__, "torch": str(torch.__version__)},
             "layers": {name: _placed(layer) for name, layer in layers.items()},
             "state": dict(model.state_dict()),
         },
@@ -52,7 +59,7 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         model: a digital (or analog) model of the same architecture; it is untouched. Code is never read from the file.
 
     Raises:
-        ValueError: the file is damaged or does not fit the model.
+        ValueError: the file is damaged or does not fit the model, or the model is of another dtype.
     """
     tree = read_tree(Path(path))
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
@@ -66,6 +73,10 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
 def _rebuilt(tree: dict[str, Any], model: nn.Module) -> nn.Module:
     profiles = {glob.escape(name): profile_from_dict(placed["profile"], where=name) for name, placed in tree["layers"].items()}
     analog = convert(model, profiles, chip=0)  # any numbered one: an anonymous one would be drawn from the global stream
+    for name, own in analog.state_dict().items():
+        saved = tree["state"].get(name)
+        if saved is not None and saved.dtype != own.dtype:
+            raise ValueError(f"{name} was saved as {saved.dtype}, and is {own.dtype} here; model.to({saved.dtype}) first")
     analog.load_state_dict(tree["state"])
     for name, layer in analog_layers(analog).items():
         placed = tree["layers"][name]

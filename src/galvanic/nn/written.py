@@ -1,13 +1,13 @@
 """A layer whose weight was written to devices: what they hold now."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from galvanic.nn.placed import Placed
 from galvanic.physics import Additive, Context
+from galvanic.physics.value import tensors_in
 
 Written = tuple[Tensor, Tensor | None, Tensor | None]
 """Effective weight over its digital scale; its variance at every read, or None; the scale, or None."""
@@ -17,22 +17,23 @@ class Stored(Placed):
     """A layer whose weight is held by devices."""
 
     def _install_weight(self) -> None:
-        self._kept: tuple[Any, Written] | None = None
+        self._kept: tuple[int, Tensor, Written] | None = None
+        self._fixed = not tensors_in(self.profile)  # a parameter that is a tensor may change at any time
 
     def written(self, at: Context) -> Written:
         """The effective weight over its digital scale, its variance at every read, and the scale, (n_out, 1, ...).
 
         The variance is None without read noise of cells; the scale is None where nothing asks for one. Kept between reads under `no_grad`
-        until the write, the conditions or the weight change. (A write to ``weight.data`` is not seen: a chip holds what was programmed.)
+        until the write, the conditions or the weight change; the weight is compared by value, since fused optimizers and writes to
+        ``weight.data`` leave its version as it was.
         """
         if not self.profile.weight and not self.profile.output:
             return self.profile.product.effective(self.weight), None, None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(self.weight) is not nn.Parameter or self.weight.is_inference():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(self.weight) is not nn.Parameter or not self._fixed:
             return self._written(at)
-        key = (self.weight._version, self.weight.data_ptr(), self._stamp)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self._written(at))
-        return self._kept[1]
+        if self._kept is None or self._kept[0] != self._stamp or not torch.equal(self._kept[1], self.weight):
+            self._kept = (self._stamp, self.weight.detach().clone(), self._written(at))
+        return self._kept[2]
 
     def _written(self, at: Context) -> Written:
         scale = self.scale()

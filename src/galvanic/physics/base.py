@@ -1,13 +1,13 @@
 """A non-ideality, and what it sees of the world."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from galvanic.physics.value import NonNegative, Positive, Scalar, Value
+from galvanic.physics.value import NonNegative, Positive, Scalar, Value, brief
 
 Per = Literal["chip", "write", "snapshot", "read"]
 """The four clocks: new per chip (device-to-device), per write (cycle-to-cycle), per snapshot (slow 1/f noise), per read."""
@@ -16,6 +16,8 @@ Per = Literal["chip", "write", "snapshot", "read"]
 @dataclass(frozen=True, kw_only=True)
 class Conditions(Value):
     """The state of the world around a chip; none of it is random.
+
+    An effect reads what it depends on: of those that come with galvanic, age and noise level matter to most, temperature to `Thermal`.
 
     Args:
         age_s: seconds since the first possible read after the write; 0 means no drift.
@@ -30,6 +32,13 @@ class Conditions(Value):
     time_s: NonNegative = 0.0
     supply_V: Positive = 1.0
     noise_level: NonNegative = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for f in fields(self):
+            x = getattr(self, f.name)
+            if isinstance(x, Tensor) and (x.ndim or not bool((x.detach() >= 0) & x.detach().isfinite())):
+                raise ValueError(f"{type(self).__name__}.{f.name} = {brief(x)}: one finite number, 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,10 @@ class ReadNoise(Additive):
     Args:
         q: $Q$, a number or a curve of the conductance just after programming $g_w$.
         t_read_s: duration of a read, $t_r$.
-        t0_s: seconds between a write and its first possible read.
+        t0_s: seconds between a write and its first possible read, at least one read.
+
+    Raises:
+        ValueError: a read that takes longer than `t0_s`.
 
     Reference:
         Joshi et al., Accurate deep neural network inference using computational phase-change memory, Nat. Commun. 11, 2020.
@@ -73,6 +76,11 @@ class ReadNoise(Additive):
     t0_s: Positive = 20.0
     per: Per = "snapshot"
     after_write: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.t0_s, Tensor) and not isinstance(self.t_read_s, Tensor) and self.t_read_s > self.t0_s:
+            raise ValueError(f"ReadNoise.t_read_s = {self.t_read_s}: a read is no longer than t0_s = {self.t0_s}")
 
     def sigma(self, x: Tensor, at: Context) -> Scalar:
         ratio = as_tensor((at.age_s + self.t0_s + self.t_read_s) / (2 * self.t_read_s))

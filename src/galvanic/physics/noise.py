@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from galvanic.physics.base import Additive, Context, Per
@@ -13,7 +14,7 @@ ELECTRON_C = 1.602176634e-19  # exact since the SI of 2019
 
 def _root(x: Scalar) -> Scalar:
     """Square root with a finite gradient at zero."""
-    return x.clamp(min=1e-30) ** 0.5 if isinstance(x, Tensor) else x**0.5
+    return x.clamp(min=torch.finfo(x.dtype).tiny) ** 0.5 if isinstance(x, Tensor) else x**0.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,14 @@ def _plain(x: Any) -> Any:
     return tuple(_plain(e) for e in x) if isinstance(x, tuple) else x
 
 
+def tensors_in(x: Any) -> list[Tensor]:
+    """The tensors among a value's parameters, however deep."""
+    if isinstance(x, Tensor):
+        return [x]
+    parts = [getattr(x, f.name) for f in dataclasses.fields(x)] if isinstance(x, Value) else x if isinstance(x, tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
 def as_tensor(x: Scalar) -> Tensor:
     """A parameter as a tensor: a number becomes a 0-d double, which keeps its digits, and the dtype of whatever it meets."""
     return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)

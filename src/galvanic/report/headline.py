@@ -53,10 +53,14 @@ def _as_it_is(run: Run, point: Point, chip: str) -> str | None:
     rows = rows_at(run, point.age_s, point.compensation, "digital")
     if not rows:
         return None
-    return (
-        f"Put as it is on a simulated {chip} chip, {words.after(point.age_s)} and {words.compensated(point.compensation)}, "
-        f"it gets {words.percent(spread(rows).mean)} right."
-    )
+    where = f"{words.after(point.age_s)} and {words.compensated(point.compensation)}"
+    compensated = [
+        f"{words.percent(spread(those).mean)} {words.compensated(name)}"
+        for name in compensations(run.of("age"))
+        if name != point.compensation and (those := rows_at(run, point.age_s, name, "digital"))
+    ]
+    also = f" ({words.joined(compensated)})" if compensated else ""
+    return f"Put as it is on a simulated {chip} chip, {where}, it gets {words.percent(spread(rows).mean)} right{also}."
 
 
 def _trained(run: Run, point: Point, chip: str) -> str | None:

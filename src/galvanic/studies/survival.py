@@ -150,4 +150,5 @@ class Survival:
 
     def _calibration(self) -> list[Tensor]:
         budget = self.settings.budget()
-        return list(self.data.x_train[: budget.calibration].split(budget.batch))
+        images = self.data.x_train[: budget.calibration]
+        return list(images.tensor_split(-(-len(images) // budget.batch)))  # nearly equal: a remainder of one has no batch statistics

@@ -1,7 +1,7 @@
 """A training loop as a generator: logging, schedules and early stop are the body of the caller's own loop."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def steps(
     optimizer: torch.optim.Optimizer,
     *,
     gradient: Gradient = backprop,
-    chips: Sequence[int] | None = None,
+    chips: Iterable[int] | None = None,
     first: int = 0,
 ) -> Iterator[Step]:
     """Train a model, step by step; an analog model sits on another chip in each.
@@ -74,12 +74,15 @@ def steps(
         first: number of the first step, where a training goes on.
 
     Raises:
-        ValueError: there is no batch, or an empty list of chips.
+        ValueError: there is no batch; an empty list of chips, or chips for a digital model.
         NonFinite: before the weights are touched by it.
     """
-    if chips is not None and not chips:
+    chips = None if chips is None else tuple(chips)
+    if chips == ():
         raise ValueError("steps: chips is empty; None trains on fresh anonymous chips")
     analog = any(isinstance(m, Analog) for m in model.modules())
+    if chips and not analog:
+        raise ValueError("steps: chips are given, but the model has no analog layer; convert(model, profile, chip=...) makes one")
     index = first - 1
     for index, batch in enumerate(batches, first):
         if analog:
