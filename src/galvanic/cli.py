@@ -119,6 +119,10 @@ def run(
     chips: Annotated[int, typer.Option(min=1, help="How many unseen chips each trained network is put on.")] = 10,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set, the same for every recipe.")] = 60,
     batch: Annotated[int, typer.Option(min=1, help="Most images a step.")] = 64,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of torch. Default: 1 for digits, whose network is too small to be shared; else as torch has it."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/DATA-PROFILE, numbered.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder; it keeps its settings.")] = None,
     checkpoint_every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints of a training.")] = 2.0,
@@ -206,7 +210,7 @@ def _settle(folder: Path, given: dict[str, Any]) -> "RunDirectory":
         recipes=list(dict.fromkeys(given["recipe"] or RECIPES)),
         seeds=list(range(given["seed"], given["seed"] + given["seeds"])),
         chips=list(range(FIRST_TEST_CHIP, FIRST_TEST_CHIP + given["chips"])),
-        threads=torch.get_num_threads(),
+        threads=given["threads"] or (1 if given["data"] == "digits" else torch.get_num_threads()),
     )
     return RunDirectory(folder, settings)
 
