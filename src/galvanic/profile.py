@@ -226,12 +226,10 @@ def _nearest(word: str, known: Mapping[str, Any]) -> str:
 
 
 def _to_table(value: Value) -> dict[str, Any]:
-    table: dict[str, Any] = {"kind": type(value).__name__}
-    for f in dataclasses.fields(value):
-        x = getattr(value, f.name)
-        if isinstance(x, Tensor) or x != f.default:
-            table[f.name] = _to_plain(x)
-    return {k: v for k, v in table.items() if v is not None}
+    """Every number, whether it is a default today or not: a file means the same tomorrow. What is absent or empty is left out."""
+    given = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    empty = {f.name for f in dataclasses.fields(value) if f.default in (None, "", ()) and given[f.name] in (None, "", [])}
+    return {"kind": type(value).__name__} | {name: x for name, x in given.items() if name not in empty}
 
 
 def _to_plain(x: Any) -> Any:

@@ -129,7 +129,7 @@ def test_an_empty_config_and_unknown_recipes_and_kinds_make_a_page(tmp_path: Pat
 def test_hostile_names_come_out_inert(tmp_path: Path) -> None:
     names = {"recipe": HOSTILE, "layer": HOSTILE, "compensation": HOSTILE, "type": HOSTILE, "why": HOSTILE, "where": HOSTILE}
     bad = [row | {key: value for key, value in names.items() if key in row} for row in rows(seeds=1, chips=2, recipes=("digital",))]
-    effect = {"effect": HOSTILE, "source": HOSTILE, HOSTILE: HOSTILE}
+    effect = {"kind": HOSTILE, "source": HOSTILE, HOSTILE: HOSTILE}
     config: dict[str, Any] = dict.fromkeys(("data", "data_note", "model", "command", HOSTILE), HOSTILE)
     config |= {"recipes": [HOSTILE], "recipe_summaries": {HOSTILE: HOSTILE}, "seeds": [HOSTILE], "chips": [HOSTILE]}
     config["profile"] = {"name": HOSTILE, "summary": HOSTILE, "weight": [effect, HOSTILE, 3], HOSTILE: HOSTILE}

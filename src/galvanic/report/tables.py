@@ -81,10 +81,10 @@ def effects(profile: Mapping[str, Any]) -> list[dict[str, str]]:
 def _effect(place: str, item: Any) -> dict[str, str]:
     if not isinstance(item, dict):
         return {"place": place, "name": words.value(item), "numbers": "", "source": ""}
-    numbers = {key: each for key, each in item.items() if key not in ("effect", "source") and each is not None}
+    numbers = {key: each for key, each in item.items() if key not in ("kind", "source") and each is not None}
     return {
         "place": place,
-        "name": words.value(item.get("effect", "unnamed")),
+        "name": words.value(item.get("kind", "unnamed")),
         "numbers": words.value(numbers),
         "source": words.value(item.get("source") or "not stated"),
     }

@@ -119,8 +119,8 @@ def value(item: Any) -> str:
     if isinstance(item, float):
         return f"{item:.4g}" if math.isfinite(item) else str(item)
     if isinstance(item, dict):
-        name = str(item.get("effect", ""))
-        inside = ", ".join(f"{key} = {value(v)}" for key, v in item.items() if key not in ("effect", "source"))
+        name = str(item.get("kind", ""))
+        inside = ", ".join(f"{key} = {value(v)}" for key, v in item.items() if key not in ("kind", "source") and v is not None)
         return f"{name} ({inside})" if name and inside else name or inside
     if isinstance(item, list):
         return ", ".join(value(v) for v in item[:12]) + (f", … ({len(item)} in all)" if len(item) > 12 else "")
