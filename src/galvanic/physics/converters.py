@@ -28,7 +28,7 @@ class Quantize(Nonideality):
     $\mathrm{round}(x 2^b) / 2^b + \epsilon$.
 
     The gradient is the straight-through one: that of the formula with round left out. It is 1 inside the range and 0 beyond it; to the
-    full scale it is $\mathrm{round}(v) - v$ of full scale inside, and +-1 beyond.
+    full scale it is (round(v) - v) / Q_p inside, with v = x / s, and the end of the range beyond (+-1; 0 below an unsigned zero).
 
     Args:
         bits: resolution; either it or `step`.
