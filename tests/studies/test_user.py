@@ -149,7 +149,7 @@ def test_a_file_named_as_a_module_that_is_in_use_hides_it_from_no_one(tmp_path):
 
 def test_the_main_guard_is_not_run(tmp_path):
     path = file(tmp_path, NET + "\nif __name__ == '__main__':\n    raise SystemExit(3)\n")
-    load_builder(f"{path}:Net")
+    assert isinstance(load_builder(f"{path}:Net")(), nn.Module)
 
 
 @pytest.mark.parametrize("folder", ["with space", "with:colon", "[bold]", 'quo"te', "new\nline"])
