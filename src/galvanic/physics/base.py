@@ -71,6 +71,9 @@ class Nonideality(Value, ABC):
 
     after_write: ClassVar[bool] = False
     """Whether it acts on a conductance that has been written before (drift, read noise)."""
+    lines: ClassVar[bool] = False
+    """Whether neighbouring lines of the array matter. Then `draw` and `apply` see a signal as (..., lines) and the cells of a layer as
+    (devices, columns, rows); otherwise the shape is any, and every element is on its own."""
 
     def draw(
         self,
