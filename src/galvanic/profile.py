@@ -18,7 +18,8 @@ from torch import Tensor
 
 from galvanic.physics.base import Additive, Nonideality
 from galvanic.physics.curves import Curve
-from galvanic.physics.encoding import Direct, Encoding, Kirchhoff, Product
+from galvanic.physics.encoding import Direct, Encoding
+from galvanic.physics.product import Kirchhoff, Product
 from galvanic.physics.value import Value, brief
 from galvanic.ranges import Dynamic, Range
 

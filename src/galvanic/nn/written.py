@@ -28,7 +28,7 @@ class Stored(Placed):
         ``weight.data`` leave its version as it was.
         """
         if not self.profile.weight and not self.profile.output:
-            return self.profile.product.effective(self.weight), None, None
+            return self.weight, None, None
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(self.weight) is not nn.Parameter or not self._fixed:
             return self._written(at)
         if self._kept is None or self._kept[0] != self._stamp or not torch.equal(self._kept[1], self.weight):
@@ -43,7 +43,7 @@ class Stored(Placed):
         if noisy:
             squares = sum((at.noise_level * torch.as_tensor(e.sigma(g, at))).to(g).square() for e in noisy)
             variance = self.profile.encoding.decode_variance(torch.as_tensor(squares).expand_as(g))
-        return self.profile.product.effective(self.profile.encoding.decode(g)), variance, scale
+        return self.profile.encoding.decode(self.profile.product.matrices(g)[0]), variance, scale
 
     def scale(self) -> Tensor:
         """The digital scale, from the largest magnitude of each output column or of the layer; a column of zeros has scale 1."""

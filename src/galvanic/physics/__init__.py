@@ -3,17 +3,19 @@
 from galvanic.physics.base import Additive, Conditions, Context, Nonideality, Per
 from galvanic.physics.converters import Quantize, Saturate
 from galvanic.physics.curves import Curve, InversePower, LogLaw, Piecewise, Polynomial
-from galvanic.physics.encoding import DifferentialPair, Direct, Encoding, Kirchhoff, Product
+from galvanic.physics.encoding import DifferentialPair, Direct, Encoding
 from galvanic.physics.faults import StuckAt
 from galvanic.physics.memory import Drift, Programming, ReadNoise
 from galvanic.physics.mismatch import AreaMismatch, LogNormalMismatch, Mismatch
 from galvanic.physics.noise import Gaussian, Shot, Thermal
 from galvanic.physics.nonlinearity import Nonlinearity
+from galvanic.physics.product import Circuit, Kirchhoff, Product
 from galvanic.physics.value import Scalar, Value
 
 __all__ = [
     "Additive",
     "AreaMismatch",
+    "Circuit",
     "Conditions",
     "Context",
     "Curve",

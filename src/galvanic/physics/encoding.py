@@ -1,4 +1,4 @@
-"""How a weight in [-1, 1] becomes conductances in [0, 1], and how a tile combines them with its inputs."""
+"""How a weight in [-1, 1] becomes conductances in [0, 1]."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -72,20 +72,3 @@ class DifferentialPair(Encoding):
 
     def decode_variance(self, variance: Tensor) -> Tensor:
         return variance.sum(0) / (1 - self.g_min) ** 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Product(Value, ABC):
-    """How a tile combines inputs and weights; a linear one is known by its effective matrix."""
-
-    @abstractmethod
-    def effective(self, w: Tensor) -> Tensor:
-        """The matrix that the tile multiplies by, where `w` was written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kirchhoff(Product):
-    """Currents add up on ideal wires, $y = W x$."""
-
-    def effective(self, w: Tensor) -> Tensor:
-        return w
