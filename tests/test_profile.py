@@ -199,7 +199,7 @@ WRONG = {
     "one table for a list": ('name = "a"\n[output]\nkind = "Saturate"', "output is a list of tables, [[output]]"),
     "number for a list": ('name = "a"\noutput = 3', "output is a list of tables, [[output]]"),
     "list for a table": ('name = "a"\nencoding = [{ kind = "Direct" }]', "encoding: a table with a kind, one of "),
-    "text for a table": ('name = "a"\nencoding = "Direct"', "encoding: a table with a kind, one of DifferentialPair, Direct; got 'Direct'"),
+    "text for a table": ('name = "a"\nencoding = "Direct"', "encoding: a table with a kind, one of BitSliced, DifferentialPair, Direct, OffsetColumn, Parallel; got 'Direct'"),
     "numbers in a list of tables": ('name = "a"\noutput = [1]', "[[output]] 1: a table with a kind, one of "),
     "read noise of weights that is not additive": (
         'name = "a"\n[[weight]]\nkind = "LogNormalMismatch"\nstd = 0.1\nper = "read"',
@@ -220,7 +220,7 @@ WRONG = {
     "tables 100,000 deep": ('name = "a"\nencoding = ' + "{a=" * 100_000, "nested too deeply"),
     "keys 5,000 deep": (
         'name = "a"\nencoding' + ".a" * 5000 + " = 1",
-        "encoding: a table with a kind, one of DifferentialPair, Direct; got {'a': {'a'",
+        "encoding: a table with a kind, one of BitSliced, DifferentialPair, Direct, OffsetColumn, Parallel; got {'a': {'a'",
     ),
     "lists 250 deep": (DRIFT + "nu_std = " + "[" * 250 + "]" * 250, "Drift.nu_std = "),
 }

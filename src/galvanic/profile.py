@@ -17,7 +17,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from galvanic.physics.base import Additive, Nonideality
-from galvanic.physics.curves import Curve
+from galvanic.physics.coding import InputCoding, Whole
 from galvanic.physics.encoding import Direct, Encoding
 from galvanic.physics.product import Kirchhoff, Product
 from galvanic.physics.value import Value, brief
@@ -34,7 +34,8 @@ class Profile(Value):
     r"""A kind of analog hardware. A chip is one numbered draw from it.
 
     The signal path reads off it: weights are encoded, pass the `weight` effects and are decoded; inputs pass the `input` effects; the
-    `product` combines them tile by tile; each tile's result passes the `output` effects; digital sum, scale and bias come last.
+    `input_coding` makes passes of them; the `product` combines them tile by tile; each result passes the `output` effects; the digital sum
+    of passes, lanes and tiles, scale and bias come last.
 
     A weight effect per read is applied as the output noise it amounts to, of variance $\sum_i x_i^2 \sigma_i^2$: exact where clipping a
     conductance at zero is negligible, too large where it is not (by a factor of up to 2.9 in variance, for devices at zero).
@@ -46,12 +47,14 @@ class Profile(Value):
         weight: effects on conductances, in units of the largest.
         output: effects on the result of each tile, in units of `output_range`.
         encoding: weight <-> conductances.
+        input_coding: how an input reaches the lines: whole, bit by bit, or split by its sign.
         product: how a tile combines inputs and weights.
         rows: most inputs of a tile; None: as many as the layer has.
         columns: most outputs of a tile; None: as many as the layer has.
         input_range: full scale of the inputs.
         output_range: full scale of the outputs, in units of one cell.
         weight_scale: whether every output column has its own digital scale, or the layer has one.
+        power_of_two_scales: whether digital scales and ranges from data are rounded up to a power of two, as fixed-point hardware shifts.
     """
 
     name: str
@@ -60,12 +63,14 @@ class Profile(Value):
     weight: tuple[Nonideality, ...] = ()
     output: tuple[Nonideality, ...] = ()
     encoding: Encoding = Direct()
+    input_coding: InputCoding = Whole()
     product: Product = Kirchhoff()
     rows: Annotated[int, Ge(1)] | None = None
     columns: Annotated[int, Ge(1)] | None = None
     input_range: Range = Dynamic()
     output_range: Range = Dynamic()
     weight_scale: Literal["column", "layer"] = "column"
+    power_of_two_scales: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +79,10 @@ class Profile(Value):
                 raise ValueError(
                     f"weight effect {type(effect).__name__} has per='read', which only additive Gaussian noise can have; use per='snapshot'"
                 )
+
+    def converts(self, side: str) -> bool:
+        """Whether the signals of this side have a full scale: 'input' or 'output'."""
+        return bool(self.output) if side == "output" else bool(self.input) or type(self.input_coding) is not Whole or self.product.curved
 
 
 @cache
@@ -137,7 +146,7 @@ def _parts(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(effects, list):
             raise ValueError(f"{where}: {side} is a list of tables, [[{side}]]")
         values[side] = tuple(_build(e, Nonideality, f"{where}: [[{side}]] {i}") for i, e in enumerate(effects, start=1))
-    for key, base in (("encoding", Encoding), ("product", Product), ("input_range", Range), ("output_range", Range)):
+    for key, base in (("encoding", Encoding), ("input_coding", InputCoding), ("product", Product), ("input_range", Range), ("output_range", Range)):
         if key in table:
             values[key] = _build(table[key], base, f"{where}: {key}")
     return values
@@ -185,9 +194,9 @@ def _build(table: Any, base: type, where: str) -> Any:
 
 
 def _value(x: Any, where: str) -> Any:
-    """A field's value: tables with a kind are curves, lists are tuples."""
+    """A field's value: tables with a kind are curves, codes ..., whatever the field's type asks for; lists are tuples."""
     if isinstance(x, dict):
-        return _build(x, Curve, where)
+        return _build(x, Value, where)
     return tuple(x) if isinstance(x, list) else x
 
 

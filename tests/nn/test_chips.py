@@ -199,7 +199,7 @@ def test_drift_depends_on_the_target_and_read_noise_on_the_written_value():
     profile = Profile(name="p", weight=(Programming(std=0.1), Spy(nu=0.1), Late(nu=0.1)))
     layer = placed(nn.Linear(4, 4), 0, profile)
     weights(layer)
-    torch.testing.assert_close(seen["target"].squeeze(0), layer.weight / layer.scale())
+    torch.testing.assert_close(seen["target"].squeeze(0), layer.cells(layer.weight) / layer.scale())
     assert torch.equal(seen["written"], seen["x"])
     assert not torch.equal(seen["written"], seen["target"])
     assert torch.equal(seen["later"], seen["written"])
@@ -210,15 +210,15 @@ def test_the_weight_is_kept_between_reads_and_renewed_when_anything_changes():
     calibrate_ranges(model, [torch.randn(8, 4)])
     at_ = Context(**model.at)
     with torch.no_grad():
-        kept = model.written(at_)[0]
-        assert model.written(at_)[0] is kept
+        kept = model.written(at_).lanes[0][0]
+        assert model.written(at_).lanes[0][0] is kept
         model.weight.mul_(2)
         model.weight[0, 0] += 1
-        changed = model.written(at_)[0]
+        changed = model.written(at_).lanes[0][0]
         assert changed is not kept
         program(model, 1)
-        assert not torch.equal(model.written(at_)[0], changed)
-    assert model.written(at_)[0].requires_grad
+        assert not torch.equal(model.written(at_).lanes[0][0], changed)
+    assert model.written(at_).lanes[0][0].requires_grad
 
 
 def test_kept_and_computed_weights_give_the_same_bits():

@@ -187,7 +187,7 @@ def test_converters_of_a_chip_differ_by_column_and_tile(tiles):
     profile = Profile(name="adc", output=(Quantize(bits=8, error_std=0.1, per="chip"),), output_range=Fixed(value=2.0), rows=8 // tiles)
     for layer, x in ((nn.Linear(8, 3, bias=False), torch.zeros(5, 8)), (nn.Conv1d(8, 3, 1, bias=False), torch.zeros(5, 8, 6))):
         analog = convert(layer, profile, chip=0)
-        errors = analog(x) / (2.0 * analog.scale().view(-1, *[1] * (x.ndim - 2)))
+        errors = analog(x) / (2.0 * analog.scale().reshape(-1, *[1] * (x.ndim - 2)))
         expected = 0.1 * sum(analog._draws["output", 0][1, tile] for tile in range(tiles))
         torch.testing.assert_close(errors, expected.expand_as(errors))
         assert len(set(errors[0].flatten().tolist())) == 3

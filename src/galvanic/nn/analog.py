@@ -2,16 +2,21 @@
 
 from collections.abc import Iterable
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from galvanic.nn.placed import Side
+from galvanic.nn import fused
+from galvanic.nn.placed import Side, even
 from galvanic.nn.ranged import Ranged, smallest
-from galvanic.nn.written import Stored
-from galvanic.physics import Context
+from galvanic.nn.written import Stored, Written
+from galvanic.physics import Circuit, Context
 from galvanic.profile import Profile
 from galvanic.seeding import generator
+
+Results = list[list[list[Tensor]]]
+"""What the output converters see: by tile, lane and pass."""
 
 
 class Analog(Stored, Ranged):
@@ -22,7 +27,8 @@ class Analog(Stored, Ranged):
     $$ y = b + s\,\gamma\,r_x \sum_t r_y \mathcal{A}\Big(\tfrac{1}{r_y} \sum_{i \in t} \hat W_{ti} \mathcal{D}(x_i / r_x)\Big) $$
 
     where $\hat W$ is the weight over its scale $s$ after encoding, all `weight` effects and decoding, $r_x$ and $r_y$ the ranges and
-    $\gamma$ the gain of a drift compensation.
+    $\gamma$ the gain of a drift compensation. Where the encoding has several lanes, or the input several passes, each has an
+    $\mathcal{A}$ of its own, and they are combined digitally.
     """
 
     bias: Tensor | None
@@ -34,12 +40,13 @@ class Analog(Stored, Ranged):
         self.profile = profile
         self.name = name
         self.observer: dict[str, list[Tensor]] | None = None
+        self._converters = {side: fused.converter(getattr(profile, side)) for side in ("input", "output")}
         self.cuts()  # refuses a tile that is too small, before anything else happens
         self._install_chip()
         self._install_weight()
         self._install_ranges()
 
-    def digital(self, x: Tensor, weight: Tensor) -> Tensor:
+    def digital(self, x: Tensor, weight: Tensor, *how: Any) -> Tensor:
         """What the digital layer does, with another weight."""
         raise NotImplementedError
 
@@ -47,55 +54,149 @@ class Analog(Stored, Ranged):
         """The inputs as the lines of the array see them (padded)."""
         return u
 
-    def contract(self, u: Tensor, w: Tensor, cut: slice | None) -> Tensor:
-        """Product of the prepared inputs with the weight, without bias, over the inputs of one tile (None: over all)."""
+    def parts(self, u: Tensor, cuts: list[slice]) -> tuple[Tensor, ...]:
+        """The inputs of every tile."""
+        blocks = self.layout()[0]
+        if len(cuts) == 1:
+            return (u,)
+        sizes, axis = [cut.stop - cut.start for cut in cuts], u.ndim - 1 - self.trailing
+        if blocks == 1:
+            return u.split(sizes, axis)
+        return tuple(part.flatten(axis, axis + 1) for part in u.unflatten(axis, (blocks, -1)).split(sizes, axis + 1))
+
+    def contract(self, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        """Product of prepared inputs with a weight in the layer's own layout, without bias."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def patches(self, u: Tensor, *how: Any) -> Tensor:
+        """The prepared inputs as vectors, (..., positions..., channels x kernel), for a circuit that is solved vector by vector."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *how: Any) -> Tensor:
         if self.observer is not None:
-            return self._observe(x)
+            return self._observe(x, *how)
         at = Context(**self.at)
-        w, variance, scale = self.written(at)
-        if not self.profile.input and not self.profile.output and variance is None:
-            return self.digital(x, w if scale is None else w * self._gained(scale))
+        w = self.written(at)
+        if not self.profile.converts("input") and not self.profile.output and w.variances is None and len(w.lanes) == len(w.lanes[0]) == 1:
+            gained = w.lanes[0][0] if w.scale is None else w.lanes[0][0] * self._gained(w.scale)
+            return self.digital(x, self.weight if self._bare else self.native(gained), *how)
         u, r_x = self.enter(x, at)
+        results = self.results(u, w, *how)
+        if self._leaves_at_once(w, results):
+            return self._leave_at_once(results, w, r_x)
         r_y = self.full_scale("output")
-        cuts = self.cuts() if self.profile.output or variance is not None else [None]
-        if r_y is not None:
-            w, variance = w / r_y, None if variance is None else variance / r_y.square()
-        y = reduce(torch.add, (self.leave(self.tile(u, w, variance, cut), at, tile, r_y) for tile, cut in enumerate(cuts)))
-        factor = y.new_ones(1) if scale is None else self._gained(scale).flatten()  # (n_out,)
-        factor = self._broadcast(factor if r_y is None else factor * r_y) * (1 if r_x is None else r_x)
-        y = y * factor.to(y.dtype)
+        y = self.collect([[[self.leave(y, at, t * len(lanes) + k, r_y) for y in passes] for k, passes in enumerate(lanes)] for t, lanes in enumerate(results)])
+        factor = y.new_ones(1) if w.scale is None else self._gained(w.scale).flatten()  # (n_out,)
+        y = y * (self._broadcast(factor) * (1 if r_x is None else r_x)).to(y.dtype)
         return y if self.bias is None else y + self._broadcast(self.bias).to(y.dtype)
 
     def enter(self, x: Tensor, at: Context) -> tuple[Tensor, Tensor | None]:
-        """The inputs after their converters, in units of full scale, and that full scale; (x, None) where that side has no effects."""
-        if not self.profile.input:
+        """The inputs after their converters, in units of full scale, and that full scale; (x, None) where that side needs none."""
+        if not self.profile.converts("input"):
             return self.prepare(x), None
         r = self.full_scale("input")
         if r is None:
             r = _largest(x, range(x.ndim - 1 - self.trailing, x.ndim))
+        elif (converter := self._converters["input"]) is not None and not converter.std and fused.possible(x):
+            return self.prepare(fused.enter(x, r, converter)), r
         return self.prepare(self._disturb("input", x / r, at)), r
 
-    def tile(self, u: Tensor, w: Tensor, variance: Tensor | None, cut: slice | None) -> Tensor:
+    def results(self, u: Tensor, w: Written, *how: Any) -> Results:
+        """What the converters see of every tile, lane and pass, in units of one cell."""
+        cuts = self.cuts() if self.profile.output or w.variances is not None or isinstance(self.profile.product, Circuit) else [slice(0, self.layout()[2])]
+        passes = [[self.parts(term, cuts) for term in self.profile.product.inputs(one)] for one in self.profile.input_coding.passes(u)]
+        if isinstance(self.profile.product, Circuit):
+            return [self._circuit([terms[0] for terms in passes], w.lanes[0][0], t, cut, *how) for t, cut in enumerate(cuts)]
+        sizes = [cut.stop - cut.start for cut in cuts]
+        lanes = [[matrix.split(sizes, 2) for matrix in terms] for terms in w.lanes]
+        noise = [None] * len(lanes) if w.variances is None else [v if v.shape[2] == 1 else v.split(sizes, 2) for v in w.variances]
+        return [
+            [[self._tile([p[t] for p in terms], [m[t] for m in lane], _piece(var, t), (t, k, j), *how) for j, terms in enumerate(passes)] for k, (lane, var) in enumerate(zip(lanes, noise, strict=True))]
+            for t in range(len(cuts))
+        ]
+
+    def _tile(self, inputs: list[Tensor], matrices: list[Tensor], variance: Tensor | None, place: tuple[int, int, int], *how: Any) -> Tensor:
         """A tile's currents. Independent Gaussian noise of every cell at every read is exactly noise of variance sum_i x_i^2 var_i."""
-        y = self.contract(u, w, cut)
-        z = None if variance is None else self._read_draw(f"cells/{cut}", 0, y, torch.randn)
+        y = reduce(torch.add, (self.contract(u, self.native(m), *how) for u, m in zip(inputs, matrices, strict=True)))
+        z = None if variance is None else self._read_draw(f"cells/{place}", 0, y, torch.randn)
         if variance is None or z is None:
             return y
-        return y + self.contract(u.square(), variance, cut).clamp(min=smallest(y)).sqrt() * z
+        return y + self._power(inputs[0].square(), matrices[0], variance, *how).clamp(min=smallest(y)).sqrt() * z
 
-    def leave(self, y: Tensor, at: Context, tile: int, r_y: Tensor | None) -> Tensor:
-        """A tile's result after its converters; `y` is in units of `r_y`, or of one cell where that is None."""
-        if not self.profile.output or r_y is not None:
-            return self._disturb("output", y, at, tile)
-        r = _largest(y, [y.ndim - 1 - self.trailing])
-        return self._disturb("output", y / r, at, tile) * r
+    def _power(self, squares: Tensor, matrix: Tensor, variance: Tensor, *how: Any) -> Tensor:
+        """sum_i x_i^2 var_i, of a signal that broadcasts against the tile's result; one column for all where cells are alike."""
+        alike = variance.shape[2] == 1
+        full = variance.expand(matrix.shape[0], 1, *matrix.shape[2:]) if alike else variance
+        y = self.contract(squares, self.native(full), *how)
+        if alike and matrix.shape[0] > 1:
+            y = y.repeat_interleave(matrix.shape[1], y.ndim - 1 - self.trailing)
+        return y
 
-    def _disturb(self, side: Side, x: Tensor, at: Context, tile: int = 0) -> Tensor:
+    def _circuit(self, passes: list[tuple[Tensor, ...]], g: Tensor, tile: int, cut: slice, *how: Any) -> list[list[Tensor]]:
+        """By lane and pass, the currents of a tile that is solved for every vector."""
+        circuit = self.profile.product
+        assert isinstance(circuit, Circuit)
+        cells = g.narrow(3, cut.start, cut.stop - cut.start).flatten(3)  # (devices, blocks, columns, rows)
+        by_pass = []
+        for inputs in passes:
+            vectors = self.patches(inputs[tile], *how)  # (..., blocks, rows)
+            blocks = []
+            for block in range(g.shape[1]):
+                columns = [cells[:, block, c] for c in even(g.shape[2], self.profile.columns or g.shape[2])]
+                blocks.append(torch.cat([circuit.currents(vectors[..., block, :], part) for part in columns], -1))
+            currents = torch.cat(blocks, -1)  # (devices, ..., blocks x columns)
+            by_pass.append([y.movedim(-1, y.ndim - 1 - self.trailing) for y in self.profile.encoding.lanes(currents)])
+        return [list(lane) for lane in zip(*by_pass, strict=True)]
+
+    def leave(self, y: Tensor, at: Context, converter: int, r_y: Tensor | None) -> Tensor:
+        """A result after its converters, in units of one cell."""
+        if not self.profile.output:
+            return y
+        r = _largest(y, [y.ndim - 1 - self.trailing]) if r_y is None else r_y
+        return self._disturb("output", y / r, at, converter) * r
+
+    def collect(self, results: Results) -> Tensor:
+        """The digital sum of converted results over tiles, and their combination over passes and lanes."""
+        coding, code = self.profile.input_coding, self.profile.encoding
+        lanes = [reduce(torch.add, parts) for parts in zip(*[[coding.combine(passes) for passes in lanes] for lanes in results], strict=True)]
+        if code.width == 1 and not code.extra_columns:
+            return lanes[0]
+        axis, blocks = lanes[0].ndim - 1 - self.trailing, self.layout()[0]
+        return code.combine([lane.unflatten(axis, (blocks, -1)) for lane in lanes], axis + 1).flatten(axis, axis + 1)
+
+    def _leaves_at_once(self, w: Written, results: Results) -> bool:
+        """Whether conversion, sum over tiles, scale and bias can be one pass over the result."""
+        r_y, y = self.full_scale("output"), results[0][0][0]
+        plain = w.scale is not None and len(results[0]) == len(results[0][0]) == 1 and not self.profile.encoding.extra_columns
+        learned = r_y is not None and r_y.requires_grad and torch.is_grad_enabled()
+        return plain and self._converters["output"] is not None and r_y is not None and not learned and fused.possible(y) and y.is_contiguous()
+
+    def _leave_at_once(self, results: Results, w: Written, r_x: Tensor | None) -> Tensor:
+        converter, r_y = self._converters["output"], self.full_scale("output")
+        assert converter is not None and r_y is not None and w.scale is not None
+        ys = [lanes[0][0] for lanes in results]
+        columns = self._gained(w.scale).flatten()
+        std = converter.std * self.noise_level
+        noise: list[Tensor] | None = None
+        if std and self.reads != "fresh":
+            frozen = [self._read_draw(f"output/{t}", 0, y, torch.randn) for t, y in enumerate(ys)]
+            noise = [z for z in frozen if z is not None]
+            std = std if noise else 0.0
+        one = r_x is None or r_x.numel() == 1
+        y = fused.leave(ys, columns, r_x if one else None, self.bias if one else None, r_y, std, noise, converter, self.trailing)
+        if one:
+            return y
+        y = y * r_x
+        return y if self.bias is None else y + self._broadcast(self.bias)
+
+    def _disturb(self, side: Side, x: Tensor, at: Context, converter: int = 0) -> Tensor:
         for index, effect in enumerate(getattr(self.profile, side)):
-            x = effect.apply(x, self._randomness(side, index, effect, x, tile), at)
+            if effect.lines:
+                axis = x.ndim - 1 - self.trailing
+                x = x.movedim(axis, -1)
+                x = effect.apply(x, self._randomness(side, index, effect, x, converter), at).movedim(-1, axis)
+            else:
+                x = effect.apply(x, self._randomness(side, index, effect, x, converter), at)
         return x
 
     def _broadcast(self, columns: Tensor) -> Tensor:
@@ -103,17 +204,41 @@ class Analog(Stored, Ranged):
         return columns.view(-1, *[1] * self.trailing)
 
     def _gained(self, scale: Tensor) -> Tensor:
-        return scale if self.gain is None else scale * self.gain.view(-1, *[1] * (scale.ndim - 1))
+        return scale if self.gain is None else scale * (self.gain.view(scale.shape) if self.gain.numel() > 1 else self.gain)
 
-    def _observe(self, x: Tensor) -> Tensor:
-        """Compute digitally, keeping samples of the inputs and of each tile's result in units of one cell and of the input's range."""
+    def _observe(self, x: Tensor, *how: Any) -> Tensor:
+        """Compute digitally, keeping samples of the inputs and of what the output converters see, in units of one cell and of the input."""
         assert self.observer is not None
         self.observer["input"].append(magnitudes(x))
-        scale = self.scale()
-        u = self.prepare(x)
-        for cut in self.cuts():
-            self.observer["output"].append(magnitudes(self.contract(u, self.weight / scale, cut)))
-        return self.digital(x, self.weight)
+        if self.profile.output:
+            for y in self.currents(x, *how):
+                self.observer["output"].append(magnitudes(y))
+        return self.digital(x, self.weight, *how)
+
+    def currents(self, x: Tensor, *how: Any) -> list[Tensor]:
+        """What ideal devices would give the output converters, for inputs in units of the signal; wires are left out."""
+        scale, product = self.scale(), self.profile.product
+        g = self.profile.encoding.encode(self.cells(self.weight) / scale)
+        terms = product.matrices(g) if product.local else (g,)
+        lanes = tuple(zip(*[self.profile.encoding.lanes(matrix) for matrix in terms], strict=True))
+        r = x.abs().max().clamp(min=smallest(x)) if self.profile.converts("input") else x.new_ones(())
+        u, cuts = self.prepare(x / r), self.cuts()
+        passes = [[self.parts(term, cuts) for term in self._inputs(one)] for one in self.profile.input_coding.passes(u)]
+        sizes = [cut.stop - cut.start for cut in cuts]
+        split = [[matrix.split(sizes, 2) for matrix in lane] for lane in lanes]
+        return [
+            r * self._tile([p[t] for p in terms], [m[t] for m in lane], None, (t, 0, 0), *how)
+            for t in range(len(cuts))
+            for lane in split
+            for terms in passes
+        ]
+
+    def _inputs(self, u: Tensor) -> tuple[Tensor, ...]:
+        return (u,) if isinstance(self.profile.product, Circuit) else self.profile.product.inputs(u)
+
+
+def _piece(variance: Tensor | tuple[Tensor, ...] | None, tile: int) -> Tensor | None:
+    return variance[tile] if isinstance(variance, tuple) else variance
 
 
 def _largest(x: Tensor, dims: Iterable[int]) -> Tensor:

@@ -61,11 +61,12 @@ def _set_ranges(name: str, layer: Analog) -> None:
     observer = layer.observer or {}
     if not observer["input"]:
         return  # a layer that these inputs do not reach
-    inputs, outputs = (torch.cat(observer[side]) for side in ("input", "output"))
+    inputs = torch.cat(observer["input"])
+    outputs = torch.cat(observer["output"] or [inputs])
     if not (inputs.isfinite().all() and outputs.isfinite().all()):
         raise ValueError(f"calibrate_ranges: the signal of {name} is not finite; is there a NaN in the data?")
     r_x = _choose(layer, "input", inputs)
-    if layer.profile.input and r_x is None:
+    if layer.profile.converts("input") and r_x is None:
         r_x = inputs.max()  # dynamic: the worst vector decides what the outputs can reach
     _choose(layer, "output", outputs / (1 if r_x is None else r_x))
 
@@ -74,7 +75,7 @@ def _choose(layer: Analog, side: str, sample: Tensor) -> Tensor | None:
     """Set the range of a side, and say what it is (None: found per vector, or the side has no effects)."""
     range_ = getattr(layer.profile, f"{side}_range")
     effects = getattr(layer.profile, side)
-    if not effects or isinstance(range_, Dynamic):
+    if not layer.profile.converts(side) or isinstance(range_, Dynamic):
         return None
     if isinstance(range_, FromData):
         still = Context(**layer.at)

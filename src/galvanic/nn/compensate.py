@@ -112,12 +112,12 @@ def _probe(layer: Analog, probes: int, age_s: Any) -> Tensor:
 
 def _signs(layer: Analog, probes: int) -> Tensor:
     """Signals of full-scale random signs among zeros, (probes, n_in, ...): as many as the window of the output converters allows."""
-    blocks = layer.matrix()[0]
-    space = [2 * d * (k - 1) + 1 for d, k in zip(getattr(layer, "dilation", ()), layer.weight.shape[2:], strict=True)]
-    shape, random = (probes, blocks * layer.weight.shape[1], *space), generator("probe")
+    blocks, _, channels, *kernel = layer.layout()
+    space = [2 * d * (k - 1) + 1 for d, k in zip(getattr(layer, "dilation", ()), kernel, strict=True)]
+    shape, random = (probes, blocks * channels, *space), generator("probe")
     signs = (torch.randint(0, 2, shape, generator=random) * 2 - 1).to(layer.weight)
     r_x, r_y = layer.full_scale("input"), layer.full_scale("output")
-    strongest = (layer.weight / layer.scale()).flatten(1).norm(dim=1).max()
+    strongest = (layer.cells(layer.weight) / layer.scale()).flatten(2).norm(dim=2).max()
     share = 1.0 if r_y is None or strongest == 0 else float((r_y / (3 * strongest)).square().clamp(max=1))
     return signs * (torch.rand(shape, generator=random) < share).to(signs) * (1 if r_x is None else r_x)
 

@@ -110,9 +110,9 @@ def _signals(layer: Analog, x: Tensor, y: Tensor) -> dict[str, Any]:
     exact = layer.digital(x, layer.weight)
     bias = 0 if layer.bias is None else layer._broadcast(layer.bias)
     context = Context(**layer.at)
-    w, _, _ = layer.written(context)
     u, _ = layer.enter(x, context)
-    currents = torch.cat([layer.contract(u, w, cut).flatten() for cut in layer.cuts()]).abs()
+    results = layer.results(u, layer.written(context))
+    currents = torch.cat([y.flatten() for lanes in results for passes in lanes for y in passes]).abs()
     return {
         "error": float((y - exact).square().mean().sqrt() / (exact - bias).square().mean().sqrt().clamp(min=1e-12)),
         **_against("input", x.abs(), layer.full_scale("input")),

@@ -1,72 +1,72 @@
 """Linear and convolution layers on chips. The native product does the work; a tile boundary divides the input channels."""
 
-from itertools import pairwise
+from collections.abc import Callable
+from math import prod
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galvanic.nn.analog import Analog
 
 
-def _even(size: int, most: int) -> list[slice]:
-    """`size` things in as few consecutive parts of at most `most` as possible, of nearly equal size."""
-    parts = -(-size // most)
-    edges = [round(k * size / parts) for k in range(parts + 1)]
-    return [slice(a, b) for a, b in pairwise(edges)]
-
-
 class AnalogLinear(Analog, nn.Linear):  # type: ignore[misc]
     """`torch.nn.Linear` on a chip: inputs are rows, outputs are columns."""
 
-    def digital(self, x: Tensor, weight: Tensor) -> Tensor:
+    def layout(self) -> tuple[int, ...]:
+        return 1, self.out_features, self.in_features
+
+    def cells(self, weight: Tensor) -> Tensor:
+        return weight.unsqueeze(0)
+
+    def native(self, cells: Tensor) -> Tensor:
+        return cells[0]
+
+    def digital(self, x: Tensor, weight: Tensor, *how: Any) -> Tensor:
         return F.linear(x, weight, self.bias)
 
-    def contract(self, u: Tensor, w: Tensor, cut: slice | None) -> Tensor:
-        return F.linear(u, w) if cut is None or cut == slice(0, self.in_features) else F.linear(u[..., cut], w[:, cut])
+    def contract(self, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        return F.linear(u, weight)
 
-    def matrix(self) -> tuple[int, int, int]:
-        return 1, self.in_features, self.out_features
-
-    def cuts(self) -> list[slice]:
-        return _even(self.in_features, self.profile.rows or self.in_features)
+    def patches(self, u: Tensor, *how: Any) -> Tensor:
+        return u.unsqueeze(-2)  # (..., blocks, rows)
 
 
 class _AnalogConv(Analog, nn.modules.conv._ConvNd):
     """A convolution on a chip: a kernel of one output channel is a column; groups are independent matrices."""
 
-    def digital(self, x: Tensor, weight: Tensor) -> Tensor:
+    def layout(self) -> tuple[int, ...]:
+        return self.groups, self.out_channels // self.groups, self.in_channels // self.groups, *self.kernel_size
+
+    def cells(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (self.groups, -1))
+
+    def native(self, cells: Tensor) -> Tensor:
+        return cells.flatten(0, 1)
+
+    def digital(self, x: Tensor, weight: Tensor, *how: Any) -> Tensor:
         return self._conv_forward(x, weight, self.bias)
 
     def prepare(self, u: Tensor) -> Tensor:
         return u if self.padding_mode == "zeros" else F.pad(u, self._reversed_padding_repeated_twice, mode=self.padding_mode)
 
-    def contract(self, u: Tensor, w: Tensor, cut: slice | None) -> Tensor:
-        if cut is not None and cut != slice(0, self.weight.shape[1]):
-            u, w = self._channels(u, cut), w[:, cut]
-        conv = (F.conv1d, F.conv2d, F.conv3d)[self.trailing - 1]
+    def contract(self, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        return self._convolve(u, weight, self.groups)
+
+    def _convolve(self, u: Tensor, weight: Tensor, groups: int) -> Tensor:
         padding = self.padding if self.padding_mode == "zeros" else 0
-        return conv(u, w, None, self.stride, padding, self.dilation, self.groups)
+        return _CONV[self.trailing](u, weight, None, self.stride, padding, self.dilation, groups)
 
-    def _channels(self, u: Tensor, cut: slice) -> Tensor:
-        """These input channels of every group."""
-        axis = u.ndim - 1 - self.trailing
-        grouped = u.unflatten(axis, (self.groups, -1))  # (..., groups, channels of a group, *space)
-        return grouped.narrow(axis + 1, cut.start, cut.stop - cut.start).flatten(axis, axis + 1)
+    def patches(self, u: Tensor, *how: Any) -> Tensor:
+        """By a convolution with every kernel that has a single one."""
+        kernel, channels = prod(self.kernel_size), u.shape[u.ndim - 1 - self.trailing]
+        ones = torch.eye(kernel, dtype=u.dtype, device=u.device).view(kernel, 1, *self.kernel_size).repeat(channels, *[1] * (1 + self.trailing))
+        y = self._convolve(u, ones, channels)  # (..., channels x kernel, *space)
+        return y.movedim(y.ndim - 1 - self.trailing, -1).unflatten(-1, (self.groups, -1))
 
-    def _kernel(self) -> int:
-        return int(self.weight[0, 0].numel())
 
-    def matrix(self) -> tuple[int, int, int]:
-        return self.groups, self.weight.shape[1] * self._kernel(), self.out_channels // self.groups
-
-    def cuts(self) -> list[slice]:
-        rows = self.profile.rows or self.weight.shape[1] * self._kernel()
-        if rows < self._kernel():
-            raise ValueError(
-                f"{self.name or 'the layer'}: a kernel column takes {self._kernel()} rows (kernel {tuple(self.kernel_size)}), tiles of "
-                f"profile {self.profile.name!r} have {rows}; use tiles of {self._kernel()} rows or more, or leave this layer digital"
-            )
-        return _even(self.weight.shape[1], rows // self._kernel())
+_CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class AnalogConv1d(_AnalogConv, nn.Conv1d):
@@ -87,10 +87,70 @@ class AnalogConv3d(_AnalogConv, nn.Conv3d):
     trailing = 3
 
 
+class _AnalogConvTranspose(Analog, nn.modules.conv._ConvTransposeNd):
+    """A transposed convolution on a chip: the convolution of its input with zeros inserted, a column being the kernel of an output channel."""
+
+    def layout(self) -> tuple[int, ...]:
+        return self.groups, self.out_channels // self.groups, self.in_channels // self.groups, *self.kernel_size
+
+    def cells(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+
+    def native(self, cells: Tensor) -> Tensor:
+        return cells.transpose(1, 2).flatten(0, 1)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding = self._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, self.trailing, self.dilation  # type: ignore[arg-type]
+        )
+        return super().forward(x, padding)
+
+    def patches(self, u: Tensor, *how: Any) -> Tensor:
+        kernel, channels = prod(self.kernel_size), u.shape[u.ndim - 1 - self.trailing]
+        ones = torch.eye(kernel, dtype=u.dtype, device=u.device).view(1, kernel, *self.kernel_size).repeat(channels, *[1] * (1 + self.trailing))
+        transposed = _CONV_TRANSPOSE[self.trailing]
+        y = transposed(u, ones, None, self.stride, self.padding, how[0] if how else 0, channels, self.dilation)
+        return y.movedim(y.ndim - 1 - self.trailing, -1).unflatten(-1, (self.groups, -1))
+
+    def digital(self, x: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        return self._spread(x, weight, self.bias, *how)
+
+    def contract(self, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        return self._spread(u, weight, None, *how)
+
+    def _spread(self, u: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Any = 0) -> Tensor:
+        transposed = _CONV_TRANSPOSE[self.trailing]
+        return transposed(u, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
+
+
+_CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class AnalogConvTranspose1d(_AnalogConvTranspose, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` on a chip."""
+
+    trailing = 1
+
+
+class AnalogConvTranspose2d(_AnalogConvTranspose, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` on a chip."""
+
+    trailing = 2
+
+
+class AnalogConvTranspose3d(_AnalogConvTranspose, nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` on a chip."""
+
+    trailing = 3
+
+
 ANALOG_FORM: dict[type[nn.Module], type[Analog]] = {
     nn.Linear: AnalogLinear,
     nn.Conv1d: AnalogConv1d,
     nn.Conv2d: AnalogConv2d,
     nn.Conv3d: AnalogConv3d,
+    nn.ConvTranspose1d: AnalogConvTranspose1d,
+    nn.ConvTranspose2d: AnalogConvTranspose2d,
+    nn.ConvTranspose3d: AnalogConvTranspose3d,
 }
 """Digital class -> analog class. Subclasses are not taken: what they add would be lost in silence."""

@@ -3,6 +3,8 @@
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -45,16 +47,29 @@ class Placed(nn.Module):
     trailing: ClassVar[int] = 0
     """Dimensions that follow the feature dimension of a signal."""
 
-    def matrix(self) -> tuple[int, int, int]:
-        """(blocks, rows, columns): so many independent matrices, each of rows x columns cells."""
+    def layout(self) -> tuple[int, ...]:
+        r"""(blocks, columns, channels, \*kernel): so many independent matrices; a column takes a row per channel and kernel element."""
         raise NotImplementedError
 
+    def matrix(self) -> tuple[int, int, int]:
+        """(blocks, rows, columns): so many independent matrices, each of rows x columns cells."""
+        blocks, columns, *rows = self.layout()
+        return blocks, prod(rows), columns
+
     def cuts(self) -> list[slice]:
-        """How the axis 1 of the weight is divided over tiles."""
-        raise NotImplementedError
+        """How the channels are divided over tiles: as few and as even parts as possible, a kernel in one piece."""
+        _, _, channels, *kernel = self.layout()
+        rows = self.profile.rows or channels * prod(kernel)
+        if rows < prod(kernel):
+            raise ValueError(
+                f"{self.name or 'the layer'}: a kernel column takes {prod(kernel)} rows (kernel {tuple(kernel)}), tiles of profile "
+                f"{self.profile.name!r} have {rows}; use tiles of {prod(kernel)} rows or more, or leave this layer digital"
+            )
+        return even(channels, rows // prod(kernel))
 
     def _install_chip(self) -> None:
         self.gain: Tensor | None = None
+        self.noise_level = 1.0
         self.reads: Reads = "fresh"
         self._draws: dict[tuple[Side, int], Tensor] = {}
         self._frozen: dict[tuple[str, int, torch.Size], Tensor] = {}
@@ -66,6 +81,7 @@ class Placed(nn.Module):
         if not isinstance(conditions, Conditions):
             raise ValueError(f"conditions are a Conditions(age_s=..., ...), not {brief(conditions)}")
         self.chip, self.conditions = chip, conditions
+        self.noise_level = float(conditions.noise_level)
         self.at = {f.name: torch.as_tensor(getattr(conditions, f.name), dtype=torch.float64) for f in fields(conditions)}
         for side, index, effect, key in self._static_effects():
             if effect.per in renew:
@@ -88,18 +104,21 @@ class Placed(nn.Module):
 
     def _draw_static(self, side: Side, effect: Nonideality, key: str) -> Tensor:
         shape = self._static_shape(side)
+        shape = lines_of(side, shape) if effect.lines else shape
         device, dtype = self.weight.device, self.weight.dtype
         if self.chip.number is None:
             return effect.draw(shape, None, device=device, dtype=dtype)
         return effect.draw(shape, generator(*self._clock(effect), key), dtype=torch.float32).to(device, dtype)
 
     def _static_shape(self, side: Side) -> tuple[int, ...]:
-        blocks, _, columns = self.matrix()
+        blocks, columns, channels, *kernel = self.layout()
+        code = self.profile.encoding
+        columns += code.extra_columns
         if side == "weight":
-            return (self.profile.encoding.devices, *self.weight.shape)
+            return (code.devices, blocks, columns, channels, *kernel)
         if side == "output":
-            return (len(self.cuts()), blocks * columns, *[1] * self.trailing)
-        return (blocks * self.weight.shape[1], *[1] * self.trailing)
+            return (len(self.cuts()) * code.width, blocks * columns, *[1] * self.trailing)
+        return (blocks * channels, *[1] * self.trailing)
 
     def _clock(self, effect: Nonideality) -> tuple[str | int | float | None, ...]:
         """The names that say when this effect is drawn anew."""
@@ -113,7 +132,8 @@ class Placed(nn.Module):
         if effect.per == "read":
             return self._read_draw(f"{side}/{tile}", index, x, effect.draw)
         z = self._draws[side, index]
-        return z.select(z.ndim - 2 - self.trailing, tile) if side == "output" else z  # from the right: an effect may stack several draws
+        trailing = 0 if effect.lines else self.trailing
+        return z.select(z.ndim - 2 - trailing, tile) if side == "output" else z  # from the right: an effect may stack several draws
 
     def _read_draw(self, place: str, index: int, x: Tensor, draw: Callable[..., Tensor]) -> Tensor | None:
         """New in every product, or kept (frozen), or none (off)."""
@@ -142,3 +162,17 @@ class Placed(nn.Module):
         where = "anonymous chip" if self.chip.number is None else f"chip={self.chip.number}"
         when = f"write={self.chip.write}, age_s={float(self.conditions.age_s):g}"
         return f"{super().extra_repr()}, profile={self.profile.name!r}, {where}, {when}"
+
+
+def even(size: int, most: int) -> list[slice]:
+    """`size` things in as few consecutive parts of at most `most` as possible, of nearly equal size."""
+    parts = -(-size // most)
+    edges = [round(k * size / parts) for k in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def lines_of(side: Side, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a draw as an effect on lines sees it: (devices, columns, rows) of all blocks, or the lines last."""
+    if side == "weight":
+        return (shape[0], shape[1] * shape[2], prod(shape[3:]))
+    return shape[:2] if side == "output" else shape[:1]

@@ -26,10 +26,10 @@ class Ranged(nn.Module):
             self._install_range(side)
 
     def _install_range(self, side: str) -> None:
-        """The attribute `input_range` or `output_range`: absent where the side has no effects or its range is dynamic."""
+        """The attribute `input_range` or `output_range`: absent where the side needs none or its range is dynamic."""
         range_: Range = getattr(self.profile, f"{side}_range")
         name = f"{side}_range"
-        if not getattr(self.profile, side) or isinstance(range_, Dynamic):
+        if not self.profile.converts(side) or isinstance(range_, Dynamic):
             return
         if isinstance(range_, Fixed):
             self.register_buffer(name, self.weight.new_tensor(range_.value).detach(), persistent=False)
@@ -42,8 +42,11 @@ class Ranged(nn.Module):
     def set_range(self, side: str, value: Tensor | float | None) -> None:
         """Fill a range; None leaves it to be calibrated. A Python flag says that it is ready: reading the tensor would break a graph."""
         if value is not None:
+            value = torch.as_tensor(value)
+            if self.profile.power_of_two_scales:
+                value = torch.exp2(value.log2().ceil())
             with torch.no_grad():
-                getattr(self, f"{side}_range").copy_(torch.as_tensor(value))
+                getattr(self, f"{side}_range").copy_(value)
         setattr(self, f"_{side}_ready", value is not None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -1,16 +1,29 @@
 """A layer whose weight was written to devices: what they hold now."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from galvanic.nn.placed import Placed
-from galvanic.physics import Additive, Context
+from galvanic.nn.placed import Placed, even
+from galvanic.physics import Additive, Circuit, Context, DifferentialPair, Direct, Kirchhoff, Nonideality
 from galvanic.physics.value import tensors_in
 
-Written = tuple[Tensor, Tensor | None, Tensor | None]
-"""Effective weight over its digital scale; its variance at every read, or None; the scale, or None."""
+
+@dataclass(frozen=True)
+class Written:
+    """What the devices of a layer amount to, in the layout (blocks, columns, channels, ...) and in units of one cell.
+
+    Attributes:
+        lanes: the matrices of every lane, one a term of the product; for a circuit, the conductances themselves.
+        variances: of every lane's matrix at every read, of its shape, or (1, 1, ...) where all cells are alike; None without noise.
+        scale: digital scale of every column, (blocks, columns, 1, ...); None where nothing asks for one, and the only lane is the weight.
+    """
+
+    lanes: tuple[tuple[Tensor, ...], ...]
+    variances: tuple[Tensor, ...] | None = None
+    scale: Tensor | None = None
 
 
 class Stored(Placed):
@@ -19,48 +32,99 @@ class Stored(Placed):
     def _install_weight(self) -> None:
         self._kept: tuple[int, Tensor, Written] | None = None
         self._fixed = not tensors_in(self.profile)  # a parameter that is a tensor may change at any time
+        p = self.profile
+        exact = isinstance(p.encoding, Direct | DifferentialPair) and isinstance(p.product, Kirchhoff)
+        self._bare = exact and not p.weight and not p.output  # the devices hold the weight itself
+
+    def cells(self, weight: Tensor) -> Tensor:
+        """A weight in the layout (blocks, columns, channels, ...)."""
+        raise NotImplementedError
+
+    def native(self, cells: Tensor) -> Tensor:
+        """The inverse of `cells`, for any number of columns and channels."""
+        raise NotImplementedError
 
     def written(self, at: Context) -> Written:
-        """The effective weight over its digital scale, its variance at every read, and the scale, (n_out, 1, ...).
+        """What the devices hold. Kept between reads under `no_grad` until the write, the conditions or the weight change.
 
-        The variance is None without read noise of cells; the scale is None where nothing asks for one. Kept between reads under `no_grad`
-        until the write, the conditions or the weight change; the weight is compared by value, since fused optimizers and writes to
-        ``weight.data`` leave its version as it was.
+        The weight is compared by value, since fused optimizers and writes to ``weight.data`` leave its version as it was.
         """
-        if not self.profile.weight and not self.profile.output:
-            return self.weight, None, None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(self.weight) is not nn.Parameter or not self._fixed:
+        weight = self.weight
+        if self._bare:
+            return Written(((self.cells(weight),),))
+        busy = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if busy or not isinstance(weight, nn.Parameter) or not self._fixed:
             return self._written(at)
-        if self._kept is None or self._kept[0] != self._stamp or not torch.equal(self._kept[1], self.weight):
-            self._kept = (self._stamp, self.weight.detach().clone(), self._written(at))
+        if self._kept is None or self._kept[0] != self._stamp or not torch.equal(self._kept[1], weight):
+            self._kept = (self._stamp, weight.detach().clone(), self._written(at))
         return self._kept[2]
 
     def _written(self, at: Context) -> Written:
         scale = self.scale()
         g = self.conductances(scale, at)
+        code, product = self.profile.encoding, self.profile.product
+        if isinstance(product, Circuit):
+            return Written(((g,),), None, scale)
+        terms = product.matrices(g) if product.local else (self._by_tiles(lambda tile: product.matrices(tile)[0], g),)
+        by_term = [code.lanes(matrix) for matrix in terms]
+        return Written(tuple(zip(*by_term, strict=True)), self._variances(g, at), scale)
+
+    def _variances(self, g: Tensor, at: Context) -> tuple[Tensor, ...] | None:
         noisy = [e for e in self.profile.weight if isinstance(e, Additive) and e.per == "read"]
-        variance = None
-        if noisy:
-            squares = sum((at.noise_level * torch.as_tensor(e.sigma(g, at))).to(g).square() for e in noisy)
-            variance = self.profile.encoding.decode_variance(torch.as_tensor(squares).expand_as(g))
-        return self.profile.encoding.decode(self.profile.product.matrices(g)[0]), variance, scale
+        if not noisy:
+            return None
+        total = torch.as_tensor(sum((at.noise_level * torch.as_tensor(e.sigma(g, at))).to(g).square() for e in noisy))
+        shape = [g.shape[0], *[1] * (g.ndim - 1)] if total.ndim == 0 else g.shape
+        return self.profile.encoding.lane_variances(total.expand(shape))
 
     def scale(self) -> Tensor:
-        """The digital scale, from the largest magnitude of each output column or of the layer; a column of zeros has scale 1."""
-        dims = list(range(self.weight.ndim))[1 if self.profile.weight_scale == "column" else 0 :]
-        top = self.weight.detach().abs().amax(dim=dims, keepdim=True)
-        return torch.where(top > 0, top, 1.0).expand(self.weight.shape[0], *top.shape[1:])
+        """The digital scale, (blocks, columns, 1, ...), from the largest magnitude of each output column or of the layer; 1 for zeros."""
+        w = self.cells(self.weight.detach())
+        dims = range(2, w.ndim) if self.profile.weight_scale == "column" else range(w.ndim)
+        top = w.abs().amax(dim=tuple(dims), keepdim=True)
+        if self.profile.power_of_two_scales:
+            top = torch.exp2(top.log2().ceil())
+        return torch.where(top > 0, top, 1.0).expand(w.shape[0], w.shape[1], *top.shape[2:])
 
     def conductances(self, scale: Tensor, at: Context) -> Tensor:
-        r"""The conductances now, (devices, \*shape of weight), in units of the largest; noise per read is not in them."""
-        target = self.profile.encoding.encode(self.weight / scale)
+        """The conductances now, (devices, blocks, columns, channels, ...), in units of the largest; noise per read is not in them."""
+        target = self.profile.encoding.encode(self.cells(self.weight) / scale)
         g, context = target, replace(at, target=target, written=target)
         for index, effect in enumerate(self.profile.weight):
             if effect.per == "read":
                 continue
-            g = effect.apply(g, self._randomness("weight", index, effect, g), context)
+            z = self._randomness("weight", index, effect, g)
+            g = self._on_lines(effect, g, z, context) if effect.lines else effect.apply(g, z, context)
             if self.profile.encoding.nonnegative:
                 g = g.clamp(min=0)
             if not effect.after_write:
                 context = replace(context, written=g)
         return g
+
+    def _on_lines(self, effect: Nonideality, g: Tensor, z: Tensor | None, context: Context) -> Tensor:
+        """An effect among neighbours, which are those of one tile."""
+        if z is None:
+            return self._by_tiles(lambda tile: effect.apply(tile, None, context), g)
+        return self._by_tiles(lambda tile, draw: effect.apply(tile, draw, context), g, z.reshape(*z.shape[:-3], *g.shape))
+
+    def _by_tiles(self, fn: Callable[..., Tensor], g: Tensor, *others: Tensor) -> Tensor:
+        """A function of the cells (devices, columns, rows) of one tile, applied to every tile; the others are cut alike."""
+        columns = even(g.shape[2], self.profile.columns or g.shape[2])
+        blocks = []
+        for block in range(g.shape[1]):
+            rows = []
+            for cut in self.cuts():
+                tiles = []
+                for column in columns:
+                    parts = [_tile(t, g.ndim, block, column, cut) for t in (g, *others)]
+                    tiles.append(fn(*(part.flatten(part.ndim - (g.ndim - 3)) for part in parts)).unflatten(-1, parts[0].shape[2:]))
+                rows.append(torch.cat(tiles, 1))
+            blocks.append(torch.cat(rows, 2))
+        return torch.stack(blocks, 1)
+
+
+def _tile(t: Tensor, ndim: int, block: int, columns: slice, channels: slice) -> Tensor:
+    """The cells of one tile, (..., devices, columns, channels, ...), of a tensor that ends like (devices, blocks, columns, channels, ...)."""
+    axis = t.ndim - ndim + 1
+    t = t.select(axis, block).narrow(axis, columns.start, columns.stop - columns.start)
+    return t.narrow(axis + 1, channels.start, channels.stop - channels.start)

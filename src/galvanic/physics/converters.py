@@ -98,7 +98,41 @@ class Quantize(Nonideality):
 
 @dataclass(frozen=True, kw_only=True)
 class Saturate(Nonideality):
-    r"""Hard saturation of an amplifier, $y = \mathrm{clip}(x, -L, L)$.
+    r"""Hard saturation of an amplifier, $y = \mathrm{clip}(x, L_-, L_+)$.
+
+    Args:
+        limit: both limits, $L_+ = -L_- = L$, in units of full scale.
+        low: $L_-$, where it is another.
+        high: $L_+$, where it is another.
+
+    Raises:
+        ValueError: a lower limit that is not below the upper one.
+    """
+
+    limit: Positive = 1.0
+    low: Scalar | None = None
+    high: Scalar | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not torch.compiler.is_compiling() and self._low >= self._high:
+            raise ValueError(f"Saturate: low = {float(self._low):g} is not below high = {float(self._high):g}")
+
+    @property
+    def _low(self) -> Scalar:
+        return -self.limit if self.low is None else self.low
+
+    @property
+    def _high(self) -> Scalar:
+        return self.limit if self.high is None else self.high
+
+    def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
+        return torch.clamp(torch.clamp(x, min=self._low), max=self._high)  # one by one: the two may be of different kinds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress(Nonideality):
+    r"""Soft saturation, of a differential pair, $y = L \tanh(x / L)$: straight at zero, $\pm L$ far out.
 
     Args:
         limit: $L$, in units of full scale.
@@ -107,4 +141,4 @@ class Saturate(Nonideality):
     limit: Positive = 1.0
 
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
-        return torch.clamp(x, min=-self.limit, max=self.limit)  # type: ignore[arg-type]
+        return self.limit * torch.tanh(x / self.limit)

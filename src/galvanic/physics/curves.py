@@ -78,6 +78,22 @@ class InversePower(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exponential(Curve):
+    r"""$f(x) = a\,e^{-x / \ell}$.
+
+    Args:
+        scale: $a$.
+        length: $\ell$.
+    """
+
+    scale: Scalar
+    length: Positive
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.scale * torch.exp(-x / self.length)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Piecewise(Curve):
     """One curve below a threshold, another from it on.
 

@@ -20,6 +20,11 @@ class Product(Value, ABC):
     local: ClassVar[bool] = True
     """Whether every element of the matrices depends on its own cell alone; otherwise on all cells of the tile (wires)."""
 
+    @property
+    def curved(self) -> bool:
+        """Whether it depends on the full scale of the inputs."""
+        return type(self).inputs is not Product.inputs
+
     @abstractmethod
     def matrices(self, g: Tensor) -> tuple[Tensor, ...]:
         """$M^{(k)}$, each of the shape of `g`: (..., columns, rows) of one tile, or any shape where the product is `local`."""
@@ -42,9 +47,13 @@ class Circuit(Product):
 
     local: ClassVar[bool] = False
 
+    @property
+    def curved(self) -> bool:
+        return True
+
     def matrices(self, g: Tensor) -> tuple[Tensor, ...]:
         return (g,)
 
     @abstractmethod
     def currents(self, u: Tensor, g: Tensor) -> Tensor:
-        """Currents (devices, ..., columns) of the columns, in units of one cell, for inputs (..., rows) and cells (devices, columns, rows)."""
+        """Column currents (devices, ..., columns) in units of one cell, for inputs (..., rows) and cells (devices, columns, rows)."""
