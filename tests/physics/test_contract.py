@@ -2,8 +2,12 @@
 
 import copy
 import pickle
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,10 +17,18 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import galvanic.physics as physics
 from galvanic.physics import (
+    SAR,
+    Activated,
     Additive,
     AreaMismatch,
+    Compress,
     Context,
+    Correlated,
+    Crosstalk,
+    DeadLine,
     Drift,
+    Exponential,
+    GainOffset,
     Gaussian,
     InversePower,
     LogLaw,
@@ -28,33 +40,34 @@ from galvanic.physics import (
     Polynomial,
     Programming,
     Quantize,
+    Ramp,
+    RandomTelegraph,
     ReadNoise,
+    Relaxation,
     Saturate,
     Shot,
     StuckAt,
+    SupplyCoefficient,
+    TemperatureCoefficient,
     Thermal,
+    TimeVarying,
     Value,
+    WriteVerify,
 )
 from galvanic.profile import Profile, parse_profile, to_toml
 from galvanic.seeding import generator
 
 
-@dataclass(frozen=True, kw_only=True)
-class Leak(Nonideality):
-    r"""What a user may add: a charge that leaks away at a rate that differs between devices, $y = x e^{-t/\tau e^{\sigma z}}$.
+def from_outside() -> type[Nonideality]:
+    """The effect that docs/extending.md shows, as a module of its own: what a user may add meets the same laws."""
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    module = ModuleType("leak")
+    sys.modules["leak"] = module  # so that it can be pickled
+    exec(re.search(r"<!-- effect -->\n```python\n(.*?)```", page, re.DOTALL)[1], module.__dict__)
+    return module.Leak
 
-    Args:
-        tau_s: $\tau$.
-        std: $\sigma$.
-    """
 
-    tau_s: physics.Scalar
-    std: physics.Scalar = 0.0
-    per: physics.Per | None = "write"
-
-    def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
-        spread = torch.zeros_like(x) if z is None else at.noise_level * self.std * z
-        return x * torch.exp(-at.age_s / self.tau_s * spread.exp())
+Leak = from_outside()
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class Case:
     zero: Nonideality
     derived: bool = True  # its gradient is the derivative of its formula, not a declared surrogate
     scaled: bool = True  # the noise level multiplies all of its randomness
+    diagonal: bool = True  # every element is on its own
+    within: float = 1e-12  # of the identity at zero strength; a converter's bits cannot be none
 
 
 _log_law = LogLaw(slope=-0.0155, intercept=0.0244, low=0.049, high=0.1)
@@ -86,16 +101,52 @@ CASES = {
     "stuck-at": Case(StuckAt(low_fraction=0.2, high_fraction=0.3, low=0.05, high=0.9), StuckAt()),
     "nonlinearity": Case(Nonlinearity(second=0.1, third=-0.2), Nonlinearity()),
     "saturate": Case(Saturate(limit=0.6), Saturate(limit=1e9)),
+    "saturate asymmetric": Case(Saturate(low=-0.3, high=0.6), Saturate(low=-1e9, high=1e9)),
+    "compress": Case(Compress(limit=0.8), Compress(limit=1e9)),
     "quantize": Case(Quantize(bits=4, full_scale=0.8), Quantize(step=2.0**-45), derived=False),
     "quantize unsigned": Case(Quantize(bits=3, signed=False), Quantize(step=2.0**-45, signed=False), derived=False),
     "quantize by step": Case(Quantize(step=2.0**-4, error_std=0.01), Quantize(step=2.0**-45), derived=False),
     "quantize stochastic": Case(Quantize(bits=4, stochastic=True, error_std=0.01), Quantize(step=2.0**-45), derived=False, scaled=False),
+    "sar": Case(SAR(bits=5, capacitor_std=0.3, offset_std=0.01), SAR(bits=16), derived=False, within=1 / 65534),
+    "sar unsigned": Case(SAR(bits=4, capacitor_std=0.3, signed=False, full_scale=0.9), SAR(bits=16), derived=False, within=1 / 65534),
+    "ramp": Case(Ramp(bits=5, inl_std=0.05, offset_std=0.01), Ramp(bits=16), derived=False, within=1 / 65534),
+    "ramp unsigned": Case(Ramp(bits=4, inl_std=0.05, signed=False, full_scale=0.9), Ramp(bits=16), derived=False, within=1 / 65534),
     "programming": Case(Programming(std=0.1), Programming(std=0.0)),
     "programming by curve": Case(Programming(std=_cubic), Programming(std=_silent)),
     "drift": Case(Drift(nu=0.06, nu_std=0.01), Drift(nu=0.0)),
     "drift by curve": Case(Drift(nu=_log_law, nu_std=_spot), Drift(nu=_silent, nu_std=_silent)),
     "read noise": Case(ReadNoise(q=0.01), ReadNoise(q=0.0)),
     "read noise by curve": Case(ReadNoise(q=InversePower(scale=0.0088, power=0.65, high=0.02)), ReadNoise(q=_silent)),
+    "telegraph": Case(RandomTelegraph(amplitude=0.2, capture_s=2.0), RandomTelegraph(amplitude=0.0), derived=False),
+    "telegraph by curve": Case(RandomTelegraph(amplitude=_spot, per="read"), RandomTelegraph(amplitude=_silent), derived=False),
+    "relaxation": Case(Relaxation(shift=-0.01, shift_slope=-0.002, std=0.01, std_slope=0.003), Relaxation()),
+    "relaxation by curve": Case(
+        Relaxation(shift=_cubic, shift_slope=_cubic, std=_spot, std_slope=_spot),
+        Relaxation(shift=_silent, shift_slope=_silent, std=_silent, std_slope=_silent),
+    ),
+    "write-verify": Case(
+        WriteVerify(pulses=4, window=0.05, pulse_std=0.1, verify_std=0.02, set_gain=0.9, reset_gain=0.7),
+        WriteVerify(pulses=4, window=0.0, pulse_std=0.0),
+    ),
+    "write-verify by curve": Case(
+        WriteVerify(pulses=3, window=_spot, pulse_std=_cubic, verify_std=_spot),
+        WriteVerify(pulses=3, window=_silent, pulse_std=_silent, verify_std=_silent),
+    ),
+    "gain and offset": Case(GainOffset(gain=0.02, offset=-0.01, gain_std=0.05, offset_std=0.03), GainOffset()),
+    "gain and offset shared": Case(GainOffset(gain_std=0.05, offset_std=0.03, shared=True), GainOffset(shared=True)),
+    "dead line": Case(DeadLine(fraction=0.4, value=0.1), DeadLine(fraction=0.0)),
+    "crosstalk": Case(Crosstalk(kappa=(0.1, 0.05)), Crosstalk(kappa=0.0), diagonal=False),
+    "crosstalk by curve": Case(
+        Crosstalk(kappa=Exponential(scale=0.1, length=1.5)), Crosstalk(kappa=Exponential(scale=0.0, length=1.0)), diagonal=False
+    ),
+    "correlated": Case(Correlated(std=0.1, length=3.0), Correlated(std=0.0, length=1.0)),
+    "correlated in time": Case(Correlated(std=0.1, length=3.0, along="time"), Correlated(std=0.0, length=1.0, along="time")),
+    "time-varying": Case(
+        TimeVarying(times_s=(0.0, 0.4, 1.0), mean=(0.1, -0.1, 0.2), std=(0.1, 0.0, 0.3)), TimeVarying(times_s=(0.0,), mean=(0.0,), std=(0.0,))
+    ),
+    "temperature": Case(TemperatureCoefficient(gain_per_K=-0.002, offset_per_K=0.001), TemperatureCoefficient()),
+    "supply": Case(SupplyCoefficient(gain_per_V=0.5, offset_per_V=-0.1), SupplyCoefficient()),
+    "activated": Case(Activated(energy_eV=0.2), Activated(energy_eV=0.0)),
     "a user's effect": Case(Leak(tau_s=1e5, std=0.3), Leak(tau_s=1e30)),
 }
 
@@ -155,7 +206,7 @@ def test_without_a_draw_and_at_noise_level_zero_the_same_deterministic_part_is_l
 
 @every_effect
 def test_zero_strength_is_the_identity(case):
-    torch.testing.assert_close(case.zero.apply(X, draw(case.zero), AT), X, rtol=0, atol=1e-12)
+    torch.testing.assert_close(case.zero.apply(X, draw(case.zero), AT), X, rtol=0, atol=case.within)
 
 
 @every_effect
@@ -253,13 +304,15 @@ def test_vmap_over_chips_and_over_signals_equals_the_loop(case):
 
 
 @every_effect
-def test_the_jacobian_to_the_signal_is_diagonal_and_the_same_forward_and_reverse(case):
+def test_the_jacobian_to_the_signal_is_the_same_forward_and_reverse_and_diagonal_but_for_coupled_lines(case):
     z = draw(case.effect)
     x = X.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(case.effect.apply(x, z, AT).sum(), x)
     for jacobian in (torch.func.jacrev, torch.func.jacfwd):
         matrix = jacobian(lambda x: case.effect.apply(x, z, AT))(X).reshape(X.numel(), X.numel())
-        torch.testing.assert_close(matrix, torch.diag(gradient.flatten()), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(matrix.sum(0), gradient.flatten(), rtol=1e-12, atol=1e-14)
+        assert torch.equal(matrix, matrix.diag().diag()) == case.diagonal
+    assert case.diagonal or case.effect.lines
 
 
 @every_effect

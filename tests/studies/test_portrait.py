@@ -5,19 +5,33 @@ import pytest
 import torch
 
 from galvanic.physics import (
+    SAR,
+    Activated,
     AreaMismatch,
+    Compress,
+    Correlated,
+    Crosstalk,
+    DeadLine,
     Drift,
+    GainOffset,
     Gaussian,
     LogNormalMismatch,
     Mismatch,
     Nonlinearity,
     Programming,
     Quantize,
+    Ramp,
+    RandomTelegraph,
     ReadNoise,
+    Relaxation,
     Saturate,
     Shot,
     StuckAt,
+    SupplyCoefficient,
+    TemperatureCoefficient,
     Thermal,
+    TimeVarying,
+    WriteVerify,
 )
 from galvanic.physics.base import Nonideality
 from galvanic.profile import Profile, load_profile, profile_names
@@ -38,6 +52,20 @@ EVERY = (
     Programming(std=0.1),
     Drift(nu=0.05),
     ReadNoise(q=0.01),
+    Compress(limit=0.8),
+    SAR(bits=4, capacitor_std=0.1),
+    Ramp(bits=4, inl_std=0.05),
+    RandomTelegraph(amplitude=0.2),
+    Relaxation(shift_slope=-0.002, std=0.01, std_slope=0.003),
+    WriteVerify(pulses=4, window=0.02, pulse_std=0.05),
+    GainOffset(gain_std=0.05, offset_std=0.03),
+    DeadLine(fraction=0.1),
+    Crosstalk(kappa=(0.1, 0.05)),
+    Correlated(std=0.1, length=5.0),
+    TimeVarying(times_s=(0.0, 1.0), mean=(0.0, 0.1), std=(0.1, 0.2)),
+    TemperatureCoefficient(gain_per_K=-0.002),
+    SupplyCoefficient(gain_per_V=0.3),
+    Activated(energy_eV=0.1),
 )
 
 
@@ -120,6 +148,16 @@ def test_units_are_those_of_the_name_and_numbers_of_full_scale_have_none():
     thermal, gaussian = dict(rows[1][3]), dict(rows[2][3])
     assert thermal == {"drawn per": "read", "resistance_ohm": "1000.0 ohm", "bandwidth_Hz": "2000000000.0 Hz", "full_scale_A": "0.001 A"}
     assert gaussian == {"drawn per": "read", "std": "0.1"}
+
+
+def test_a_coefficient_is_told_per_unit_and_its_reference_in_the_unit():
+    rows = facts(Profile(name="p", output=(TemperatureCoefficient(gain_per_K=0.002, reference_K=310.0),)))
+    assert dict(rows[1][3]) == {"gain_per_K": "0.002 1/K", "offset_per_K": "0.0 1/K", "reference_K": "310.0 K"}
+
+
+def test_a_sequence_correlated_in_time_is_drawn(tmp_path):
+    draw(Profile(name="p", input=(Correlated(std=0.1, length=5.0, along="time"),)), tmp_path / "x.svg")
+    assert "vector" in (tmp_path / "x.svg").read_text()
 
 
 def test_learned_parameters_are_told_and_drawn(tmp_path):

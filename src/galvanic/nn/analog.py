@@ -1,6 +1,6 @@
 """An analog layer: the path of a signal through its converters and tiles."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
 
@@ -11,7 +11,7 @@ from galvanic.nn import fused
 from galvanic.nn.placed import Side, even
 from galvanic.nn.ranged import Ranged, smallest
 from galvanic.nn.written import Stored, Written
-from galvanic.physics import Circuit, Context
+from galvanic.physics import Circuit, Context, Kirchhoff, Whole
 from galvanic.profile import Profile
 from galvanic.seeding import generator
 
@@ -41,6 +41,8 @@ class Analog(Stored, Ranged):
         self.name = name
         self.observer: dict[str, list[Tensor]] | None = None
         self._converters = {side: fused.converter(getattr(profile, side)) for side in ("input", "output")}
+        still = not any(effect.per == "read" for effect in profile.weight)
+        self._rides = still and type(profile.input_coding) is Whole and isinstance(profile.product, Kirchhoff) and profile.encoding.width == 1
         self.cuts()  # refuses a tile that is too small, before anything else happens
         self._install_chip()
         self._install_weight()
@@ -78,17 +80,33 @@ class Analog(Stored, Ranged):
         at = Context(**self.at)
         w = self.written(at)
         if not self.profile.converts("input") and not self.profile.output and w.variances is None and len(w.lanes) == len(w.lanes[0]) == 1:
-            gained = w.lanes[0][0] if w.scale is None else w.lanes[0][0] * self._gained(w.scale)
-            return self.digital(x, self.weight if self._bare else self.native(gained), *how)
+            return self.digital(x, self.weight if self._bare else self.native(self._whole(w)), *how)
         u, r_x = self.enter(x, at)
         results = self.results(u, w, *how)
+        if r_x is not None and r_x.requires_grad and not u.requires_grad:
+            results = self._along_range(results, x, r_x, w, *how)
         if self._leaves_at_once(w, results):
             return self._leave_at_once(results, w, r_x)
-        r_y = self.full_scale("output")
-        y = self.collect([[[self.leave(y, at, t * len(lanes) + k, r_y) for y in passes] for k, passes in enumerate(lanes)] for t, lanes in enumerate(results)])
+        results = self.in_cells(results, w)
+        r_y, width = self.full_scale("output"), self.profile.encoding.width
+        converted = [[[self.leave(y, at, t * width + k, r_y) for y in ys] for k, ys in enumerate(lanes)] for t, lanes in enumerate(results)]
+        y = self.collect(converted)
         factor = y.new_ones(1) if w.scale is None else self._gained(w.scale).flatten()  # (n_out,)
         y = y * (self._broadcast(factor) * (1 if r_x is None else r_x)).to(y.dtype)
         return y if self.bias is None else y + self._broadcast(self.bias).to(y.dtype)
+
+    def _whole(self, w: Written) -> Tensor:
+        """The only matrix in units of the weight."""
+        matrix = w.lanes[0][0]
+        if w.unscaled:
+            return matrix if self.gain is None else matrix * self._gained(torch.ones_like(w.scale))  # type: ignore[arg-type]
+        return matrix if w.scale is None else matrix * self._gained(w.scale)
+
+    def in_cells(self, results: Results, w: Written) -> Results:
+        """The results in units of one cell."""
+        if not w.unscaled or w.scale is None:
+            return results
+        return [[[y / self._broadcast(w.scale.flatten()).to(y.dtype) for y in ys] for ys in lanes] for lanes in results]
 
     def enter(self, x: Tensor, at: Context) -> tuple[Tensor, Tensor | None]:
         """The inputs after their converters, in units of full scale, and that full scale; (x, None) where that side needs none."""
@@ -98,8 +116,26 @@ class Analog(Stored, Ranged):
         if r is None:
             r = _largest(x, range(x.ndim - 1 - self.trailing, x.ndim))
         elif (converter := self._converters["input"]) is not None and not converter.std and fused.possible(x):
-            return self.prepare(fused.enter(x, r, converter)), r
+            alone = not x.requires_grad and self._rides  # only the range wants a gradient, which `_along_range` gives it
+            return self.prepare(fused.enter(x, r.detach() if alone else r, converter)), r
         return self.prepare(self._disturb("input", x / r, at)), r
+
+    def _along_range(self, results: Results, x: Tensor, r: Tensor, w: Written, *how: Any) -> Results:
+        """The results, with the gradient to the full scale of inputs that have none themselves."""
+        converter, cuts = self._converters["input"], self.cuts()
+        assert converter is not None
+        sizes = [cut.stop - cut.start for cut in cuts]
+
+        def product(tile: int) -> Callable[[Tensor, Tensor], Tensor]:
+            return lambda slope, weight: self.contract(self.parts(self.prepare(slope), cuts)[tile], weight, *how)
+
+        if len(results) == 1:
+            cuts, sizes = [slice(0, sum(sizes))], [sum(sizes)]
+        weights = [self.native(m) for m in _cut(w.lanes[0][0], sizes)]
+        return [
+            [[fused.along_range(lanes[0][0], x, r, weight, converter, product(t))]]
+            for t, (lanes, weight) in enumerate(zip(results, weights, strict=True))
+        ]
 
     def results(self, u: Tensor, w: Written, *how: Any) -> Results:
         """What the converters see of every tile, lane and pass, in units of one cell."""
@@ -108,8 +144,8 @@ class Analog(Stored, Ranged):
         if isinstance(self.profile.product, Circuit):
             return [self._circuit([terms[0] for terms in passes], w.lanes[0][0], t, cut, *how) for t, cut in enumerate(cuts)]
         sizes = [cut.stop - cut.start for cut in cuts]
-        lanes = [[matrix.split(sizes, 2) for matrix in terms] for terms in w.lanes]
-        noise = [None] * len(lanes) if w.variances is None else [v if v.shape[2] == 1 else v.split(sizes, 2) for v in w.variances]
+        lanes = [[_cut(matrix, sizes) for matrix in terms] for terms in w.lanes]
+        noise = [None] * len(lanes) if w.variances is None else [v if v.shape[2] == 1 else _cut(v, sizes) for v in w.variances]
         return [
             [[self._tile([p[t] for p in terms], [m[t] for m in lane], _piece(var, t), (t, k, j), *how) for j, terms in enumerate(passes)] for k, (lane, var) in enumerate(zip(lanes, noise, strict=True))]
             for t in range(len(cuts))
@@ -175,7 +211,6 @@ class Analog(Stored, Ranged):
         converter, r_y = self._converters["output"], self.full_scale("output")
         assert converter is not None and r_y is not None and w.scale is not None
         ys = [lanes[0][0] for lanes in results]
-        columns = self._gained(w.scale).flatten()
         std = converter.std * self.noise_level
         noise: list[Tensor] | None = None
         if std and self.reads != "fresh":
@@ -183,7 +218,10 @@ class Analog(Stored, Ranged):
             noise = [z for z in frozen if z is not None]
             std = std if noise else 0.0
         one = r_x is None or r_x.numel() == 1
-        y = fused.leave(ys, columns, r_x if one else None, self.bias if one else None, r_y, std, noise, converter, self.trailing)
+        scale, gain = w.scale.flatten().to(ys[0].dtype), None if self.gain is None else self.gain.to(ys[0].dtype)
+        y = fused.leave(
+            ys, scale, w.unscaled, gain, r_x if one else None, self.bias if one else None, r_y, std, noise, converter, self.trailing
+        )
         if one:
             return y
         y = y * r_x
@@ -225,7 +263,7 @@ class Analog(Stored, Ranged):
         u, cuts = self.prepare(x / r), self.cuts()
         passes = [[self.parts(term, cuts) for term in self._inputs(one)] for one in self.profile.input_coding.passes(u)]
         sizes = [cut.stop - cut.start for cut in cuts]
-        split = [[matrix.split(sizes, 2) for matrix in lane] for lane in lanes]
+        split = [[_cut(matrix, sizes) for matrix in lane] for lane in lanes]
         return [
             r * self._tile([p[t] for p in terms], [m[t] for m in lane], None, (t, 0, 0), *how)
             for t in range(len(cuts))
@@ -235,6 +273,11 @@ class Analog(Stored, Ranged):
 
     def _inputs(self, u: Tensor) -> tuple[Tensor, ...]:
         return (u,) if isinstance(self.profile.product, Circuit) else self.profile.product.inputs(u)
+
+
+def _cut(matrix: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """The channels of every tile; the gradient of a needless split would be a copy."""
+    return (matrix,) if len(sizes) == 1 else matrix.split(sizes, 2)
 
 
 def _piece(variance: Tensor | tuple[Tensor, ...] | None, tile: int) -> Tensor | None:

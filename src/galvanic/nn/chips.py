@@ -19,8 +19,9 @@ def program(model: nn.Module, chip: int | None = None, write: int = 0) -> nn.Mod
         chip: its number; None for a fresh anonymous chip, drawn on the model's own device from its global stream (training).
         write: which write of this chip; another number renews what is drawn per write, and keeps what was fabricated.
     """
+    where = Chip(chip, write)
     for layer in analog_layers(model).values():
-        layer.place(Chip(chip, write), replace(layer.conditions, age_s=0.0))
+        layer.place(where, layer.conditions if layer.conditions.age_s == 0 else replace(layer.conditions, age_s=0.0))
     return model
 
 

@@ -96,15 +96,15 @@ class ColumnDrift(_Drift):
 @torch.no_grad()
 def _probe(layer: Analog, probes: int, age_s: Any) -> Tensor:
     """Mean magnitude that each column answers to random signs, (n_out,), at this age of the present write."""
-    before = layer.chip, layer.conditions, dict(layer._draws), layer.gain
+    chip, conditions, draws, gain = layer.chip, layer.conditions, dict(layer._draws), layer.gain
     try:
         if age_s != layer.conditions.age_s:
             layer.place(layer.chip, replace(layer.conditions, age_s=age_s), renew=("snapshot",))
         layer.gain = None
         y = layer(_signs(layer, probes))
     finally:
-        layer.chip, layer.conditions, layer._draws, layer.gain = before
-        layer.place(layer.chip, layer.conditions, renew=())
+        layer._draws, layer.gain = draws, gain
+        layer.place(chip, conditions, renew=())
     if layer.bias is not None:
         y = y - layer._broadcast(layer.bias)
     return y.abs().transpose(0, 1).flatten(1).mean(1)

@@ -111,7 +111,8 @@ def _signals(layer: Analog, x: Tensor, y: Tensor) -> dict[str, Any]:
     bias = 0 if layer.bias is None else layer._broadcast(layer.bias)
     context = Context(**layer.at)
     u, _ = layer.enter(x, context)
-    results = layer.results(u, layer.written(context))
+    written = layer.written(context)
+    results = layer.in_cells(layer.results(u, written), written)
     currents = torch.cat([y.flatten() for lanes in results for passes in lanes for y in passes]).abs()
     return {
         "error": float((y - exact).square().mean().sqrt() / (exact - bias).square().mean().sqrt().clamp(min=1e-12)),

@@ -21,7 +21,7 @@ class AnalogLinear(Analog, nn.Linear):  # type: ignore[misc]
         return weight.unsqueeze(0)
 
     def native(self, cells: Tensor) -> Tensor:
-        return cells[0]
+        return cells.squeeze(0)
 
     def digital(self, x: Tensor, weight: Tensor, *how: Any) -> Tensor:
         return F.linear(x, weight, self.bias)

@@ -80,9 +80,10 @@ class Placed(nn.Module):
         """Put the layer on a chip under conditions, drawing anew what belongs to the clocks in `renew`."""
         if not isinstance(conditions, Conditions):
             raise ValueError(f"conditions are a Conditions(age_s=..., ...), not {brief(conditions)}")
-        self.chip, self.conditions = chip, conditions
-        self.noise_level = float(conditions.noise_level)
-        self.at = {f.name: torch.as_tensor(getattr(conditions, f.name), dtype=torch.float64) for f in fields(conditions)}
+        if conditions is not getattr(self, "conditions", None):
+            self.conditions, self.noise_level = conditions, float(conditions.noise_level)
+            self.at = {f.name: torch.as_tensor(getattr(conditions, f.name), dtype=torch.float64) for f in fields(conditions)}
+        self.chip = chip
         for side, index, effect, key in self._static_effects():
             if effect.per in renew:
                 self._draws[side, index] = self._draw_static(side, effect, key)

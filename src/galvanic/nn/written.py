@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from galvanic.nn.placed import Placed, even
-from galvanic.physics import Additive, Circuit, Context, DifferentialPair, Direct, Kirchhoff, Nonideality
+from galvanic.physics import Additive, Circuit, Context, DifferentialPair, Direct, Gaussian, Kirchhoff, Nonideality
 from galvanic.physics.value import tensors_in
 
 
@@ -19,11 +19,13 @@ class Written:
         lanes: the matrices of every lane, one a term of the product; for a circuit, the conductances themselves.
         variances: of every lane's matrix at every read, of its shape, or (1, 1, ...) where all cells are alike; None without noise.
         scale: digital scale of every column, (blocks, columns, 1, ...); None where nothing asks for one, and the only lane is the weight.
+        unscaled: whether the only matrix is in units of the weight instead: of `scale` cells.
     """
 
     lanes: tuple[tuple[Tensor, ...], ...]
     variances: tuple[Tensor, ...] | None = None
     scale: Tensor | None = None
+    unscaled: bool = False
 
 
 class Stored(Placed):
@@ -35,6 +37,8 @@ class Stored(Placed):
         p = self.profile
         exact = isinstance(p.encoding, Direct | DifferentialPair) and isinstance(p.product, Kirchhoff)
         self._bare = exact and not p.weight and not p.output  # the devices hold the weight itself
+        alike = all(type(e) is Gaussian and not e.relative and e.per != "read" for e in p.weight)
+        self._added = alike and isinstance(p.encoding, Direct) and isinstance(p.product, Kirchhoff)  # noise in units of the scale
 
     def cells(self, weight: Tensor) -> Tensor:
         """A weight in the layout (blocks, columns, channels, ...)."""
@@ -61,6 +65,8 @@ class Stored(Placed):
 
     def _written(self, at: Context) -> Written:
         scale = self.scale()
+        if self._added:
+            return Written(((self._with_noise(scale, at),),), None, scale, unscaled=True)
         g = self.conductances(scale, at)
         code, product = self.profile.encoding, self.profile.product
         if isinstance(product, Circuit):
@@ -68,6 +74,16 @@ class Stored(Placed):
         terms = product.matrices(g) if product.local else (self._by_tiles(lambda tile: product.matrices(tile)[0], g),)
         by_term = [code.lanes(matrix) for matrix in terms]
         return Written(tuple(zip(*by_term, strict=True)), self._variances(g, at), scale)
+
+    def _with_noise(self, scale: Tensor, at: Context) -> Tensor:
+        """The weight plus noise of the scale: `conductances` times the scale, without dividing by it first."""
+        w = self.cells(self.weight)
+        level = at.noise_level if torch.compiler.is_compiling() else self.noise_level  # a number would be compiled in
+        for index, effect in enumerate(self.profile.weight):
+            z = self._randomness("weight", index, effect, w)
+            if z is not None:
+                w = torch.addcmul(w, z[0], (scale * (level * effect.std)).to(w.dtype))  # type: ignore[attr-defined]
+        return w
 
     def _variances(self, g: Tensor, at: Context) -> tuple[Tensor, ...] | None:
         noisy = [e for e in self.profile.weight if isinstance(e, Additive) and e.per == "read"]

@@ -2,6 +2,8 @@
 
 from galvanic.physics.adc import SAR, Converter, Ramp
 from galvanic.physics.base import Additive, Conditions, Context, Nonideality, Per
+from galvanic.physics.cells import PolynomialCell, SinhCell
+from galvanic.physics.circuit import NonlinearCrossbar
 from galvanic.physics.coding import BitSerial, InputCoding, SignSplit, Whole
 from galvanic.physics.converters import Compress, Quantize, Saturate
 from galvanic.physics.correlated import Correlated
@@ -21,6 +23,7 @@ from galvanic.physics.schedule import TimeVarying
 from galvanic.physics.telegraph import RandomTelegraph
 from galvanic.physics.value import Scalar, Value
 from galvanic.physics.verify import WriteVerify
+from galvanic.physics.wires import WireResistance, WireResistanceApproximate, Wires
 
 __all__ = [
     "SAR",
@@ -52,12 +55,14 @@ __all__ = [
     "LogNormalMismatch",
     "Mismatch",
     "Nonideality",
+    "NonlinearCrossbar",
     "Nonlinearity",
     "OffsetColumn",
     "Parallel",
     "Per",
     "Piecewise",
     "Polynomial",
+    "PolynomialCell",
     "Product",
     "Programming",
     "Quantize",
@@ -69,6 +74,7 @@ __all__ = [
     "Scalar",
     "Shot",
     "SignSplit",
+    "SinhCell",
     "StuckAt",
     "SupplyCoefficient",
     "TemperatureCoefficient",
@@ -76,5 +82,8 @@ __all__ = [
     "TimeVarying",
     "Value",
     "Whole",
+    "WireResistance",
+    "WireResistanceApproximate",
+    "Wires",
     "WriteVerify",
 ]

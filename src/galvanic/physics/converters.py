@@ -115,8 +115,9 @@ class Saturate(Nonideality):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not torch.compiler.is_compiling() and self._low >= self._high:
-            raise ValueError(f"Saturate: low = {float(self._low):g} is not below high = {float(self._high):g}")
+        low, high = self._low, self._high
+        if not isinstance(low, Tensor) and not isinstance(high, Tensor) and low >= high:
+            raise ValueError(f"Saturate: low = {low:g} is not below high = {high:g}")
 
     @property
     def _low(self) -> Scalar:

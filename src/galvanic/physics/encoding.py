@@ -75,10 +75,10 @@ class Direct(Encoding):
         return w.unsqueeze(0)
 
     def lanes(self, g: Tensor) -> tuple[Tensor, ...]:
-        return (g[0],)
+        return (g.squeeze(0),)
 
     def lane_variances(self, variance: Tensor) -> tuple[Tensor, ...]:
-        return (variance[0],)
+        return (variance.squeeze(0),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,8 @@ class DifferentialPair(Encoding):
         return self.g_min + (1 - self.g_min) * parts
 
     def lanes(self, g: Tensor) -> tuple[Tensor, ...]:
-        return ((g[0] - g[1]) / (1 - self.g_min),)
+        plus, minus = g.unbind(0)
+        return ((plus - minus) / (1 - self.g_min),)
 
     def lane_variances(self, variance: Tensor) -> tuple[Tensor, ...]:
         return (variance.sum(0) / (1 - self.g_min) ** 2,)
@@ -138,10 +139,10 @@ class OffsetColumn(Encoding):
         return (self.g_min + (1 - self.g_min) * (1 + shifted) / 2).unsqueeze(0)
 
     def lanes(self, g: Tensor) -> tuple[Tensor, ...]:
-        return (g[0],)
+        return (g.squeeze(0),)
 
     def lane_variances(self, variance: Tensor) -> tuple[Tensor, ...]:
-        return (variance[0],)
+        return (variance.squeeze(0),)
 
     def combine(self, results: Sequence[Tensor], axis: int) -> Tensor:
         y = results[0]

@@ -36,8 +36,9 @@ class TimeVarying(Nonideality):
         sizes = [len(v) for v in (self.times_s, self.mean, self.std)]
         if len(set(sizes)) > 1 or not sizes[0]:
             raise ValueError("TimeVarying: {} times, {} means, {} stds; one of each for every time, and one time or more".format(*sizes))
-        if not torch.compiler.is_compiling() and any(a >= b for a, b in pairwise(self.times_s)):
-            raise ValueError(f"TimeVarying.times_s: {', '.join(f'{float(t):g}' for t in self.times_s)} do not increase")
+        numbers = [t for t in self.times_s if not isinstance(t, Tensor)]
+        if any(a >= b for a, b in pairwise(numbers)):
+            raise ValueError(f"TimeVarying.times_s: {', '.join(f'{t:g}' for t in numbers)} do not increase")
 
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         y = x + self.mean_at(at.time_s)

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from galvanic.physics.crossbar import crossbar, ladder
+from galvanic.physics.crossbar import Crossbar
+from galvanic.physics.network import ladder
 from galvanic.physics.product import Product
 from galvanic.physics.value import NonNegative, Positive, Scalar, as_tensor
 
@@ -65,10 +66,11 @@ class Wires(Product, ABC):
         return torch.stack([near / on, segment / on, far])
 
 
+@dataclass(frozen=True, kw_only=True)
 class WireResistance(Wires):
     r"""A crossbar of linear cells on resistive wires, solved exactly: still a linear map, $y = M u$.
 
-    $M$ comes out of one elimination of the whole network a write (see `galvanic.physics.crossbar`), in double precision, at a cost of
+    $M$ comes out of one elimination of the whole network a write (see `galvanic.physics.network`), in double precision, at a cost of
     columns x rows x the shorter of the two squared. Every read is then a plain product. Differentiable once, to the conductances and to
     the resistances.
 
@@ -81,13 +83,17 @@ class WireResistance(Wires):
             return (g,)
         rows, columns = self.ends(g.device)
         ladders = ladder(rows, g.shape[-2]), ladder(columns, g.shape[-1])
-        m = crossbar(g.to(torch.float64).flip(-1), *ladders, rows.detach(), columns.detach())
+        m = Crossbar.apply(g.to(torch.float64).flip(-1), *ladders, rows.detach(), columns.detach())
         return (m.flip(-1).to(g.dtype),)
 
 
+@dataclass(frozen=True, kw_only=True)
 class WireResistanceApproximate(Wires):
-    r"""Every cell in series with its wires as all other cells load them, $M_{ji} = g_{ij} / (1 + \sum_l (R_r)_{jl} g_{il} + \sum_k (R_c)_{ik} g_{kj})$.
+    r"""Every cell in series with its wires, as all other cells load them:
 
+    $$ M_{ji} = \frac{g_{ij}}{1 + \sum_l (R_r)_{jl}\,g_{il} + \sum_k (R_c)_{ik}\,g_{kj}} $$
+
+    with $R_r$ and $R_c$ the resistances of a row and of a column wire between two of its cells and the drivers or amplifiers.
     Exact to first order in the resistances and for a single cell; two small products a write, plainly differentiable. Against
     `WireResistance`, for conductances uniform in [0.01, 1] of cells of 100 kohm and 1 ohm for every resistance
     (``python benchmarks/wires.py``), relative error of $M$ in the Frobenius norm, beside that of neglecting the wires:

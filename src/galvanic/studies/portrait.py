@@ -3,14 +3,14 @@
 import dataclasses
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from galvanic.physics import Additive, Context, Drift, LogNormalMismatch, Nonideality, StuckAt
+from galvanic.physics import Nonideality
 from galvanic.profile import UNITS, Profile
 from galvanic.storage import write_atomic
+from galvanic.studies.panels import panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,8 +35,9 @@ def _parameters(effect: Nonideality) -> list[tuple[str, str]]:
         if f.name == "per" and value is not None:
             shown.append(("drawn per", str(value)))
         elif f.name not in ("source", "per") and value is not None and value is not False:
-            unit = f.name.rpartition("_")[2]
-            shown.append((f.name, f"{value} {unit}" if unit in UNITS and f.name != unit else str(value)))
+            name, _, unit = f.name.rpartition("_")
+            per = "1/" if name.endswith("_per") else ""
+            shown.append((f.name, f"{value} {per}{unit}" if unit in UNITS and name else str(value)))
     return shown
 
 
@@ -71,44 +72,6 @@ def draw(profile: Profile, path: Path) -> Path:
 
 
 def _panel(ax: "Axes", side: str, effect: Nonideality, *, nonnegative: bool) -> None:
-    """What the effect does: a transfer curve, a spread over the signal, or a decay over time."""
+    """One effect, titled with where it acts and when it is drawn."""
     ax.set_title(f"{side}: {type(effect).__name__}" + (f" (per {effect.per})" if effect.per else ""), fontsize=10)
-    x = torch.linspace(0 if nonnegative else -1.1, 1.0 if nonnegative else 1.1, 401)
-    if isinstance(effect, Drift):
-        _decay(ax, effect)
-    elif isinstance(effect, Additive):
-        _spread(ax, effect, x)
-    elif isinstance(effect, StuckAt | LogNormalMismatch):
-        _histogram(ax, effect)
-    else:
-        ax.plot(x, x, color="0.7", lw=1)
-        ax.plot(x, effect.apply(x, None, Context()), color="C0")
-        ax.set(xlabel="in (full scale)", ylabel="out (full scale)")
-
-
-def _decay(ax: "Axes", effect: Drift) -> None:
-    t = torch.logspace(0, 7.5, 100)
-    for g, color in ((0.05, "C2"), (0.3, "C1"), (1.0, "C0")):
-        target = torch.full_like(t, g)
-        curves = [effect.apply(target, torch.full_like(t, z), Context(age_s=t, target=target)) / g for z in (-1.0, 0.0, 1.0)]
-        ax.plot(t, curves[1], color=color, label=f"target {g:g}")
-        ax.fill_between(t, curves[0], curves[2], color=color, alpha=0.2, lw=0)
-    ax.set(xscale="log", xlabel="age (s)", ylabel="g / g just written", ylim=(0, 1.05))
-    ax.legend(fontsize=8)
-
-
-def _spread(ax: "Axes", effect: Additive, x: Tensor) -> None:
-    for age_s in (0.0, 365 * 86400.0) if effect.after_write else (0.0,):
-        sigma: Any = effect.sigma(x, Context(age_s=age_s))
-        ax.plot(x, torch.as_tensor(sigma, dtype=x.dtype).expand_as(x), label="1 year" if age_s else "age 0")
-    ax.set(xlabel="signal (full scale)", ylabel="standard deviation (full scale)")
-    ax.set_ylim(bottom=0)
-    if effect.after_write:
-        ax.legend(fontsize=8)
-
-
-def _histogram(ax: "Axes", effect: Nonideality) -> None:
-    half = torch.full((10000,), 0.5)
-    z = effect.draw((10000,), torch.Generator().manual_seed(0))
-    ax.hist(effect.apply(half, z, Context()).numpy(), bins=60, color="C0", log=True)
-    ax.set(xlabel="what a device asked for 0.5 becomes", ylabel="of 10,000 devices")
+    panel(effect, ax, torch.linspace(0 if nonnegative else -1.1, 1.0 if nonnegative else 1.1, 401))
