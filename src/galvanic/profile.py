@@ -197,7 +197,7 @@ def _value(x: Any, where: str) -> Any:
     """A field's value: tables with a kind are curves, codes ..., whatever the field's type asks for; lists are tuples."""
     if isinstance(x, dict):
         return _build(x, Value, where)
-    return tuple(x) if isinstance(x, list) else x
+    return tuple(_value(e, where) for e in x) if isinstance(x, list) else x
 
 
 def _make(cls: type, values: Mapping[str, Any], where: str) -> Any:

@@ -44,12 +44,21 @@ class Shared(nn.Module):
         return self.alias(torch.tanh(self.core(x)))
 
 
+class First(nn.Module):
+    def forward(self, both):
+        return both[0]
+
+
 NETWORKS = {
     "linear": (lambda: nn.Linear(5, 3), lambda: torch.randn(4, 5)),
     "mlp": (lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), lambda: torch.randn(4, 5)),
     "sequence": (lambda: nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7)), lambda: torch.randn(2, 3, 5)),
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), lambda: torch.randn(2, 4, 9)),
     "conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2), lambda: torch.randn(2, 4, 9, 9)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, output_padding=1), lambda: torch.randn(2, 4, 5, 5)),
+    "lstm": (lambda: nn.Sequential(nn.LSTM(4, 3, 2, bidirectional=True), First()), lambda: torch.randn(5, 2, 4)),
+    "gru cell": (lambda: nn.GRUCell(4, 3), lambda: torch.randn(2, 4)),
+    "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), lambda: torch.randn(2, 3, 8)),
     "conv3d": (lambda: nn.Conv3d(2, 4, 2), lambda: torch.randn(2, 2, 5, 5, 5)),
     "unbatched": (lambda: nn.Conv2d(4, 6, 3), lambda: torch.randn(4, 9, 9)),
     "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, padding="same"), lambda: torch.randn(2, 4, 9, 9)),
@@ -158,7 +167,7 @@ def test_patterns_choose_layer_by_layer_and_the_first_match_decides():
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name():
-    with pytest.raises(ValueError, match=r"pattern 'featurs' matches no Linear or Conv layer; did you mean 'features'\?"):
+    with pytest.raises(ValueError, match=r"pattern 'featurs' matches no layer that could go on a chip; did you mean 'features'\?"):
         convert(nn.ModuleDict({"features": nn.Linear(2, 2)}), {"featurs": load_profile("pcm")}, chip=0)
 
 
@@ -179,17 +188,17 @@ def test_describe_speaks_of_every_layer_with_parameters():
         nn.LazyLinear(3),
     )
     rows = describe(convert(model, load_profile("pcm"), chip=0))
-    assert [r["layer"] for r in rows] == ["0", "1", "2", "3", "4", "6"]
-    conv, norm, linear, lstm, embedding, lazy = rows
-    assert lazy["why"] == "its shape is not known before the first call: convert after it"
+    assert [r["layer"] for r in rows] == ["0", "1", "2", "3.ih_l0", "3.hh_l0", "4", "6"]
+    conv, norm, linear, lstm, state, embedding, lazy = rows
+    assert lazy["why"] == "it goes on the chip in its first call, when its shape is known"
     assert (conv["rows"], conv["columns"], conv["tiles"]) == (72, 32, 2)
     assert conv["utilisation"] == pytest.approx(2 * 72 * 32 / (2 * 512 * 512))
     assert (linear["rows"], linear["columns"], linear["tiles"]) == (1000, 700, 4)
     assert linear["utilisation"] == pytest.approx(1000 * 700 / (4 * 512 * 512))
     assert norm["why"].startswith("normalisation")
-    assert lstm["why"] == "no analog form of this layer"
+    assert (lstm["type"], lstm["where"], lstm["rows"], lstm["columns"], state["tiles"]) == ("LSTM", "analog", 4, 16, 1)
     assert embedding["why"] == "a look-up, not a product"
-    assert sum(r["parameters"] for r in rows[:5]) == sum(p.numel() for m in model[:5] for p in m.parameters())
+    assert sum(r["parameters"] for r in rows[:6]) == sum(p.numel() for m in model[:5] for p in m.parameters())
 
 
 def test_a_subclass_is_not_taken_for_its_base_class():
@@ -202,19 +211,55 @@ def test_a_subclass_is_not_taken_for_its_base_class():
     assert "Odd changes what its base class does" in row["why"]
 
 
-def test_attention_is_said_to_be_digital_and_its_feed_forward_layers_are_not_bypassed_in_evaluation():
+def test_the_feed_forward_layers_of_a_transformer_are_not_bypassed_in_evaluation():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).eval()
     x = torch.randn(2, 3, 8)
     analog = convert(layer, {"linear1": load_profile("reram"), "linear2": load_profile("reram")}, chip=0)
     calibrate_ranges(analog, [x])
-    where = {r["layer"]: r["where"] for r in describe(analog)}
-    assert {name for name, place in where.items() if place == "analog"} == {"linear1", "linear2"}
-    assert set(where) == {"self_attn", "self_attn.out_proj", "linear1", "linear2", "norm1", "norm2"}
+    rows = {r["layer"]: r for r in describe(analog)}
+    assert {name for name, row in rows.items() if row["where"] == "analog"} == {"linear1", "linear2"}
+    assert rows["self_attn"]["why"] == "no profile was chosen for it"
     with torch.no_grad():
         assert not torch.allclose(analog(x), layer(x), atol=1e-3)
         assert torch.allclose(to_digital(analog)(x), layer(x), atol=1e-6)
     assert to_digital(analog).activation_relu_or_gelu == layer.activation_relu_or_gelu
+
+
+def test_a_parametrised_weight_stays_parametrised_on_the_chip_and_comes_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.utils.parametrizations.spectral_norm(nn.Conv1d(4, 3, 1)))
+    model.eval()
+    x = torch.randn(2, 5, 1)
+    first = convert(model, load_profile("ideal"), chip=0)
+    assert [r["where"] for r in describe(first)] == ["analog"] * 2
+    assert sum(r["parameters"] for r in describe(first)) == sum(p.numel() for p in model.parameters())
+    y = lambda m: m[1](m[0](x.squeeze(-1)).unsqueeze(-1))  # noqa: E731
+    assert torch.equal(y(first), y(model))
+    noisy = convert(model, load_profile("hwa"), chip=0)
+    calibrate_ranges(noisy[0], [x.squeeze(-1)])
+    noisy[0](x.squeeze(-1)).sum().backward()
+    assert noisy[0].parametrizations.weight.original0.grad is not None
+    assert torch.equal(y(to_digital(noisy)), y(model))
+    assert type(to_digital(noisy)[0]) is type(model[0])
+    first.load_state_dict(model.state_dict(), strict=True)
+
+
+def test_a_lazy_layer_goes_on_the_chip_in_its_first_call():
+    torch.manual_seed(0)
+    model = convert(nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyConvTranspose1d(2, 3)), load_profile("generic-4bit"), chip=3)
+    untouched = to_digital(model)
+    x = torch.randn(2, 6, 5)
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(RuntimeError, match="0: its input range is not calibrated yet"):
+        model(x)
+    assert isinstance(model[0], Analog)
+    calibrate_ranges(model[0], [x])
+    calibrate_ranges(convert(nn.Linear(1, 1), load_profile("ideal"), chip=0), [torch.ones(1, 1)])
+    assert model[0].chip.number == 3
+    assert untouched(x).shape == (2, 2, 6)
+    assert not any(isinstance(m, Analog) for m in untouched.modules())
 
 
 def test_a_converted_model_can_be_converted_anew():

@@ -205,7 +205,7 @@ MISTAKES = {
     ),
     "nothing to convert": (
         lambda m: convert(nn.ReLU(), NOISY, chip=0),
-        r"no Linear or Conv layer that could go on a chip; describe\(model\)",
+        r"no layer that could go on a chip; describe\(model\)",
     ),
     "a negative write": (lambda m: program(convert(m, NOISY, chip=0), 0, write=-1), "write = -1: a whole number from 0 on"),
     "a negative age": (lambda m: age(convert(m, NOISY, chip=0), -1.0), "Conditions.age_s = -1.0"),

@@ -124,7 +124,7 @@ def _signs(layer: Analog, probes: int) -> Tensor:
 
 def _step(layer: Analog) -> Tensor:
     """One step of the output converter, in units of the output, (n_out,); 0 where there is none, or its range follows the signal."""
-    steps = [e.full_scale / codes[1] for e in layer.profile.output if isinstance(e, Quantize) and (codes := e.levels())]
+    steps = [e.size() for e in layer.profile.output if isinstance(e, Quantize) and e.bits is not None]
     r_x, r_y = layer.full_scale("input"), layer.full_scale("output")
     size = 0.0 if r_y is None or not steps else max(map(float, steps)) * r_y * (1 if r_x is None else r_x)
     return layer.scale().flatten() * size

@@ -7,22 +7,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from galvanic.nn.analog import Analog
 from galvanic.nn.layers import ANALOG_FORM
 from galvanic.nn.placed import Chip
+from galvanic.nn.projection import Composite, Projection
 from galvanic.physics import Conditions
 from galvanic.physics.value import brief
 from galvanic.profile import Profile
 
 _DIGITAL_FORM = {analog: digital for digital, analog in ANALOG_FORM.items()}
+_LAZY = {
+    lazy: lazy.cls_to_become  # type: ignore[attr-defined]
+    for lazy in vars(nn.modules).values()
+    if isinstance(lazy, type) and issubclass(lazy, nn.modules.lazy.LazyModuleMixin) and lazy.cls_to_become in ANALOG_FORM  # type: ignore[attr-defined]
+}
 
 
 def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *, chip: int | None) -> nn.Module:
-    """A copy of the model whose Linear and Conv layers sit on a chip; the digital model is untouched.
+    """A copy of the model whose linear, convolution, recurrent and attention layers sit on a chip; the digital model is untouched.
 
-    Parameter names and shapes stay, tied weights stay tied, and a digital state dict loads strictly. `describe` says what became of each
-    layer. A weight that the model uses without calling its layer is not on the chip.
+    Parameter names and shapes stay, tied and parametrised weights stay what they are, and a digital state dict loads strictly. A lazily
+    built layer goes on the chip in its first call. `describe` says what became of each layer. A weight that the model uses without
+    calling its layer is not on the chip.
 
     Args:
         model: any module; a model that is analog already is converted anew.
@@ -35,12 +43,15 @@ def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *
     """
     patterns = _patterns(profile)
     model = to_digital(model)
-    names = {name: module for name, module in model.named_modules() if type(module) in ANALOG_FORM}
+    names = {name: module for name, module in model.named_modules() if _digital_form(module) is not None}
     deciding = {name: next((p for p in patterns if fnmatch.fnmatchcase(name, p)), None) for name in names}
     _refuse_idle_patterns(patterns, deciding)
+    Chip(chip)  # refuses what is no number before anything else happens
     for name, module in names.items():
         chosen = patterns.get(deciding[name] or "")
-        if chosen is not None:
+        if chosen is not None and type(module) in _LAZY:
+            _install_later(module, chosen, name, chip)
+        elif chosen is not None:
             _install(module, chosen, name, chip)
     _close_bypasses(model)
     return model
@@ -49,29 +60,61 @@ def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *
 def to_digital(model: nn.Module) -> nn.Module:
     """A copy of the model with every analog layer digital again, parameters bit for bit."""
     model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, Analog):
+    for module in list(model.modules()):
+        if isinstance(module, Composite) or (isinstance(module, Analog) and not isinstance(module, Projection)):
             _uninstall(module)
         if isinstance(module, nn.TransformerEncoderLayer) and hasattr(module, "_galvanic_activation"):
             module.activation_relu_or_gelu = module.__dict__.pop("_galvanic_activation")
+        if (waiting := module.__dict__.pop("_galvanic_later", None)) is not None:
+            module._forward_hooks.pop(waiting, None)
+            module._forward_hooks_with_kwargs.pop(waiting, None)
     return model
+
+
+def _digital_form(module: nn.Module) -> type[nn.Module] | None:
+    """The class with an analog form that a module is of; None for any other. A parametrised module is of the class it was made from."""
+    kind = _LAZY.get(type(module), type(module))
+    if kind not in ANALOG_FORM and parametrize.is_parametrized(module):
+        kind = kind.__bases__[0]
+    return kind if kind in ANALOG_FORM else None
 
 
 def _install(module: nn.Module, profile: Profile, name: str, chip: int | None) -> None:
     """Change the class of the layer in place: hooks, ties and every reference to it stay."""
-    own = set(module.__dict__)
-    module.__class__ = ANALOG_FORM[type(module)]
-    assert isinstance(module, Analog)
-    module.install(profile, name)
-    module.place(Chip(chip), Conditions())
-    module._installed = tuple(set(module.__dict__) - own)
+    own, before = set(module.__dict__), type(module)
+    form: type[nn.Module] = ANALOG_FORM[_digital_form(module)]  # type: ignore[index]
+    if parametrize.is_parametrized(module):  # its class holds the properties that compute the parameters
+        form = type(before.__name__, (form,), {k: v for k, v in vars(before).items() if k not in ("__dict__", "__weakref__")})
+    module.__class__ = form
+    module.install(profile, name)  # type: ignore[operator]
+    for layer in module.modules():
+        if isinstance(layer, Analog):
+            layer.place(Chip(chip), Conditions())
+    module._digital_class = before  # type: ignore[assignment]
+    module._installed = tuple(set(module.__dict__) - own)  # type: ignore[assignment]
 
 
-def _uninstall(module: Analog) -> None:
-    for name in module._installed:
-        del module.__dict__[name]
+def _install_later(module: nn.Module, profile: Profile, name: str, chip: int | None) -> None:
+    """A lazy layer has its weight after its first call, which is made again on the chip."""
+
+    def first_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> Any:
+        handle.remove()
+        module.__dict__.pop("_galvanic_later")
+        _install(module, profile, name, chip)
+        return module.forward(*args, **kwargs)
+
+    handle = module.register_forward_hook(first_call, with_kwargs=True)
+    module.__dict__["_galvanic_later"] = handle.id
+
+
+def _uninstall(module: nn.Module) -> None:
+    if isinstance(module, Composite):
+        module.uninstall()
+    digital = module._digital_class
+    for name in module._installed:  # type: ignore[union-attr]
+        del module.__dict__[name]  # type: ignore[arg-type]
     del module.__dict__["_installed"]
-    module.__class__ = _DIGITAL_FORM[type(module)]  # type: ignore[assignment]
+    module.__class__ = digital  # type: ignore[assignment]
     for side in ("input", "output"):
         module._parameters.pop(f"{side}_range", None)
         module._buffers.pop(f"{side}_range", None)
@@ -92,7 +135,7 @@ def _refuse_idle_patterns(patterns: Mapping[str, Any], deciding: Mapping[str, st
     """Every pattern must decide some layer, and there must be layers."""
     names = list(deciding)
     if not names:
-        raise ValueError("the model has no Linear or Conv layer that could go on a chip; describe(model) says why")
+        raise ValueError("the model has no layer that could go on a chip; describe(model) says why")
     for pattern in patterns:
         if pattern in deciding.values():
             continue
@@ -101,7 +144,7 @@ def _refuse_idle_patterns(patterns: Mapping[str, Any], deciding: Mapping[str, st
         else:
             close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else f"; layers: {', '.join(names) or 'none'}"
-            raise ValueError(f"pattern {pattern!r} matches no Linear or Conv layer{hint}")
+            raise ValueError(f"pattern {pattern!r} matches no layer that could go on a chip{hint}")
 
 
 def _close_bypasses(model: nn.Module) -> None:
@@ -130,26 +173,46 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
     Keys: layer, type, where ('analog' | 'digital'), why, parameters, and for analog layers rows and columns of its matrix (of one group),
     tiles, utilisation (cells used of those in its tiles; 1 where tiles have no size).
     """
-    rows = []
+    rows, inside = [], _parts_of_layers(model)
     for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if own:
+        if id(module) in inside:
+            continue
+        own = _parameters(module)
+        if own or isinstance(module, Analog):
             known = [p for p in own if not isinstance(p, nn.parameter.UninitializedParameter)]
             rows.append({"layer": name, "type": _type(module), **_placement(module), "parameters": sum(p.numel() for p in known)})
     return rows
 
 
+def _parts_of_layers(model: nn.Module) -> set[int]:
+    """The modules whose parameters are told with those of another: within a composite, and parametrisations."""
+    composites = [m for c in model.modules() if isinstance(c, Composite) for m in c.modules() if not isinstance(m, Projection)]
+    parametrised = [m for c in model.modules() if parametrize.is_parametrized(c) for m in c.parametrizations.modules()]  # type: ignore[union-attr]
+    return {id(m) for m in composites + parametrised}
+
+
+def _parameters(module: nn.Module) -> list[Any]:
+    if isinstance(module, Projection):
+        return [p for p in (module.weight, module.bias) if p is not None]
+    hidden = module.parametrizations.parameters() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr]
+    return [*module.parameters(recurse=False), *hidden]
+
+
 def _type(module: nn.Module) -> str:
-    return _DIGITAL_FORM[type(module)].__name__ if isinstance(module, Analog) else type(module).__name__
+    if isinstance(module, Projection):
+        return type(module._owner[0]).__name__.removeprefix("Analog")
+    kind = module._digital_class if isinstance(module, Analog) else type(module)
+    return str(kind.__name__)  # type: ignore[union-attr]
 
 
 def _placement(module: nn.Module) -> dict[str, Any]:
     if not isinstance(module, Analog):
         return {"where": "digital", "why": _why_digital(module), "rows": None, "columns": None, "tiles": 0, "utilisation": None}
     blocks, rows, columns = module.matrix()
-    p = module.profile
-    tiles = blocks * len(module.cuts()) * -(-columns // (p.columns or columns))
-    size = (p.rows or -(-rows // len(module.cuts()))) * (p.columns or columns)
+    p, code = module.profile, module.profile.encoding
+    wide = columns + code.extra_columns
+    tiles = blocks * len(module.cuts()) * -(-wide // (p.columns or wide))
+    size = (p.rows or -(-rows // len(module.cuts()))) * (p.columns or wide)
     used = min(1.0, blocks * rows * columns / (tiles * size))
     why = f"weights on {p.name}" + ("" if module.bias is None else ", bias digital")
     return {"where": "analog", "why": why, "rows": rows, "columns": columns, "tiles": tiles, "utilisation": used}
@@ -157,12 +220,10 @@ def _placement(module: nn.Module) -> dict[str, Any]:
 
 def _why_digital(module: nn.Module) -> str:
     kind = type(module)
-    if kind in ANALOG_FORM:
+    if "_galvanic_later" in module.__dict__:
+        return "it goes on the chip in its first call, when its shape is known"
+    if _digital_form(module) is not None:
         return "no profile was chosen for it"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-        return "its shape is not known before the first call: convert after it"
-    if hasattr(module, "parametrizations"):
-        return "its weight is parametrised, which has no analog form yet"
     if isinstance(module, tuple(ANALOG_FORM)):
         return f"{kind.__name__} changes what its base class does, and is not taken for it"
     if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):

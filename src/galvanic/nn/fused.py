@@ -35,12 +35,12 @@ def converter(effects: Sequence[Nonideality]) -> Converter | None:
     if type(last) is not Quantize or last.per is not None or isinstance(last.full_scale, Tensor) or (levels := last.levels()) is None:
         return None
     if not noise:
-        return Converter(*levels, levels[1] / last.full_scale)
+        return Converter(*levels, 1 / float(last.size()))
     first = noise[0]
     simple = len(noise) == 1 and type(first) is Gaussian and first.per == "read" and not first.relative
     if not simple or isinstance(first.std, Tensor):  # type: ignore[union-attr]
         return None
-    return Converter(*levels, levels[1] / last.full_scale, float(first.std))  # type: ignore[union-attr]
+    return Converter(*levels, 1 / float(last.size()), float(first.std))  # type: ignore[union-attr]
 
 
 def possible(x: Tensor) -> bool:

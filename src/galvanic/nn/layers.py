@@ -9,28 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galvanic.nn.analog import Analog
+from galvanic.nn.attention import AnalogMultiheadAttention
+from galvanic.nn.projection import Composite, Matrix
+from galvanic.nn.recurrent import AnalogGRU, AnalogGRUCell, AnalogLSTM, AnalogLSTMCell, AnalogRNN, AnalogRNNCell
 
 
-class AnalogLinear(Analog, nn.Linear):  # type: ignore[misc]
+class AnalogLinear(Matrix, nn.Linear):  # type: ignore[misc]
     """`torch.nn.Linear` on a chip: inputs are rows, outputs are columns."""
 
     def layout(self) -> tuple[int, ...]:
         return 1, self.out_features, self.in_features
-
-    def cells(self, weight: Tensor) -> Tensor:
-        return weight.unsqueeze(0)
-
-    def native(self, cells: Tensor) -> Tensor:
-        return cells.squeeze(0)
-
-    def digital(self, x: Tensor, weight: Tensor, *how: Any) -> Tensor:
-        return F.linear(x, weight, self.bias)
-
-    def contract(self, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
-        return F.linear(u, weight)
-
-    def patches(self, u: Tensor, *how: Any) -> Tensor:
-        return u.unsqueeze(-2)  # (..., blocks, rows)
 
 
 class _AnalogConv(Analog, nn.modules.conv._ConvNd):
@@ -144,7 +132,7 @@ class AnalogConvTranspose3d(_AnalogConvTranspose, nn.ConvTranspose3d):
     trailing = 3
 
 
-ANALOG_FORM: dict[type[nn.Module], type[Analog]] = {
+ANALOG_FORM: dict[type[nn.Module], type[Analog] | type[Composite]] = {
     nn.Linear: AnalogLinear,
     nn.Conv1d: AnalogConv1d,
     nn.Conv2d: AnalogConv2d,
@@ -152,5 +140,12 @@ ANALOG_FORM: dict[type[nn.Module], type[Analog]] = {
     nn.ConvTranspose1d: AnalogConvTranspose1d,
     nn.ConvTranspose2d: AnalogConvTranspose2d,
     nn.ConvTranspose3d: AnalogConvTranspose3d,
+    nn.RNN: AnalogRNN,
+    nn.LSTM: AnalogLSTM,
+    nn.GRU: AnalogGRU,
+    nn.RNNCell: AnalogRNNCell,
+    nn.LSTMCell: AnalogLSTMCell,
+    nn.GRUCell: AnalogGRUCell,
+    nn.MultiheadAttention: AnalogMultiheadAttention,
 }
 """Digital class -> analog class. Subclasses are not taken: what they add would be lost in silence."""

@@ -24,7 +24,8 @@ class Quantize(Nonideality):
     r"""A uniform converter, $y = s\,\mathrm{round}(\mathrm{clip}(x / s, -Q_n, Q_p)) + \epsilon$.
 
     With `bits` $b$, signed, the levels are $s k$, $|k| \le 2^{b-1} - 1$, $s = \mathrm{full\ scale} / (2^{b-1} - 1)$: zero is one of them.
-    Unsigned they are $s k$, $0 \le k \le 2^b - 1$. With `step` instead of bits there is no clipping: ``step=2**-b`` is the published form
+    Unsigned they are $s k$, $0 \le k \le 2^b - 1$. In two's complement they are $s k$, $-2^{b-1} \le k \le 2^{b-1} - 1$, $s = \mathrm{full\
+    scale} / 2^{b-1}$, a power of two where the full scale is one: sums and products of such codes are exact in floating point. With `step` instead of bits there is no clipping: ``step=2**-b`` is the published form
     $\mathrm{round}(x 2^b) / 2^b + \epsilon$.
 
     The gradient is the straight-through one: that of the formula with round left out. It is 1 inside the range and 0 beyond it; to the
@@ -34,6 +35,7 @@ class Quantize(Nonideality):
         bits: resolution; either it or `step`.
         step: $s$, in units of the layer's range.
         signed: whether negative values are represented.
+        twos_complement: whether the code is an integer's, with one more negative level than positive ones, and no level at full scale.
         full_scale: largest value represented, in units of the layer's range.
         stochastic: rounds up with the probability that makes the mean exact; not scaled by the noise level.
         error_std: standard deviation of $\epsilon$, in units of the layer's range.
@@ -49,6 +51,7 @@ class Quantize(Nonideality):
     bits: Annotated[int, Ge(1), Le(24)] | None = None
     step: Positive | None = None
     signed: bool = True
+    twos_complement: bool = False
     full_scale: Positive = 1.0
     stochastic: bool = False
     error_std: NonNegative = 0.0
@@ -57,6 +60,8 @@ class Quantize(Nonideality):
         super().__post_init__()
         if (self.bits is None) == (self.step is None):
             raise ValueError("Quantize takes either bits or step, and one of them")
+        if self.twos_complement and (self.bits is None or not self.signed):
+            raise ValueError("Quantize.twos_complement is a code of signed bits: give bits, and leave signed=True")
         if self.bits == 1 and self.signed:
             raise ValueError("Quantize.bits = 1: a signed converter with a level at zero needs 2 bits or more; or signed=False")
         if self._random and self.per is None:
@@ -70,7 +75,17 @@ class Quantize(Nonideality):
         """The smallest and the largest code; None without bits."""
         if self.bits is None:
             return None
-        return (-(2 ** (self.bits - 1) - 1), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
+        if not self.signed:
+            return 0, 2**self.bits - 1
+        top = 2 ** (self.bits - 1) - 1
+        return (-top - 1 if self.twos_complement else -top), top
+
+    def size(self) -> Scalar:
+        """The step $s$, in units of the layer's range."""
+        if self.step is not None:
+            return self.step
+        assert self.bits is not None
+        return self.full_scale / (2 ** (self.bits - self.signed) - (not self.twos_complement))
 
     def draw(
         self,
@@ -86,7 +101,7 @@ class Quantize(Nonideality):
 
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         codes = self.levels()
-        step: Scalar = self.step if codes is None else self.full_scale / codes[1]  # type: ignore[assignment]
+        step = self.size()
         v = x / step if codes is None else (x / step).clamp(*codes)
         code = v.round()
         if z is not None and self.stochastic:
