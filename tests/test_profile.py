@@ -199,7 +199,10 @@ WRONG = {
     "one table for a list": ('name = "a"\n[output]\nkind = "Saturate"', "output is a list of tables, [[output]]"),
     "number for a list": ('name = "a"\noutput = 3', "output is a list of tables, [[output]]"),
     "list for a table": ('name = "a"\nencoding = [{ kind = "Direct" }]', "encoding: a table with a kind, one of "),
-    "text for a table": ('name = "a"\nencoding = "Direct"', "encoding: a table with a kind, one of BitSliced, DifferentialPair, Direct, OffsetColumn, Parallel; got 'Direct'"),
+    "text for a table": (
+        'name = "a"\nencoding = "Direct"',
+        "encoding: a table with a kind, one of BitSliced, DifferentialPair, Direct, OffsetColumn, Parallel; got 'Direct'",
+    ),
     "numbers in a list of tables": ('name = "a"\noutput = [1]', "[[output]] 1: a table with a kind, one of "),
     "read noise of weights that is not additive": (
         'name = "a"\n[[weight]]\nkind = "LogNormalMismatch"\nstd = 0.1\nper = "read"',

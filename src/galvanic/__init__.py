@@ -16,6 +16,7 @@ _HOME = {
         "compensate",
         "convert",
         "describe",
+        "ensemble",
         "evaluate",
         "inspect",
         "load",
@@ -26,6 +27,7 @@ _HOME = {
     ),
     "galvanic.physics": ("Conditions",),
     "galvanic.profile": ("Profile", "load_profile", "parse_profile", "profile_names", "to_toml"),
+    "galvanic.seeding": ("seed_rank",),
     "galvanic.train": ("NonFinite", "cross_entropy", "steps"),
 }
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names}

@@ -23,7 +23,16 @@ from galvanic.physics.product import Kirchhoff, Product
 from galvanic.physics.value import Value, brief
 from galvanic.ranges import Dynamic, Range
 
-UNITS = {"s": "seconds", "Hz": "hertz", "A": "amperes", "V": "volts", "K": "kelvin", "ohm": "ohms", "uS": "microsiemens"}
+UNITS = {
+    "s": "seconds",
+    "Hz": "hertz",
+    "A": "amperes",
+    "V": "volts",
+    "K": "kelvin",
+    "ohm": "ohms",
+    "uS": "microsiemens",
+    "eV": "electronvolts",
+}
 """Units that close a parameter's name; a number without one is in units of full scale."""
 
 _SIDES = ("input", "weight", "output")
@@ -146,7 +155,8 @@ def _parts(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(effects, list):
             raise ValueError(f"{where}: {side} is a list of tables, [[{side}]]")
         values[side] = tuple(_build(e, Nonideality, f"{where}: [[{side}]] {i}") for i, e in enumerate(effects, start=1))
-    for key, base in (("encoding", Encoding), ("input_coding", InputCoding), ("product", Product), ("input_range", Range), ("output_range", Range)):
+    parts = {"encoding": Encoding, "input_coding": InputCoding, "product": Product, "input_range": Range, "output_range": Range}
+    for key, base in parts.items():
         if key in table:
             values[key] = _build(table[key], base, f"{where}: {key}")
     return values

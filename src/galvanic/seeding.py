@@ -34,3 +34,13 @@ def generator(*names: str | int | float | None) -> torch.Generator:
 def seed(*names: str | int) -> int:
     """A 63-bit integer that belongs to these names, for `torch.manual_seed`."""
     return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8]) >> 1
+
+
+def seed_rank(number: int) -> None:
+    """Seed the global stream of this process with `number` and its rank: the processes of a distributed training draw different noise.
+
+    After the same `torch.manual_seed` on every rank, all of them would draw the same. Weights that are drawn afterwards differ, too, until
+    the wrapper that shares them has copied those of the first rank; a numbered chip is the same on all of them.
+    """
+    rank = torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    torch.manual_seed(seed("rank", number, rank))

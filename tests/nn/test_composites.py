@@ -119,7 +119,11 @@ def test_attention_without_strength_is_torchs_own(options, need, masks):
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1), nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), nn.ConvTranspose3d(4, 2, 2, dilation=2)],
+    [
+        nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1),
+        nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2),
+        nn.ConvTranspose3d(4, 2, 2, dilation=2),
+    ],
     ids=str,
 )
 def test_a_transposed_convolution_is_the_sum_of_digitised_ones_over_its_channels(layer):

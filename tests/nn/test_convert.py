@@ -228,7 +228,9 @@ def test_the_feed_forward_layers_of_a_transformer_are_not_bypassed_in_evaluation
 
 def test_a_parametrised_weight_stays_parametrised_on_the_chip_and_comes_back():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.utils.parametrizations.spectral_norm(nn.Conv1d(4, 3, 1)))
+    model = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.utils.parametrizations.spectral_norm(nn.Conv1d(4, 3, 1))
+    )
     model.eval()
     x = torch.randn(2, 5, 1)
     first = convert(model, load_profile("ideal"), chip=0)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import galvanic.physics as physics
+from galvanic.nn import convert, reads
 from galvanic.physics import (
     SAR,
     Activated,
@@ -142,7 +143,8 @@ CASES = {
     "correlated": Case(Correlated(std=0.1, length=3.0), Correlated(std=0.0, length=1.0)),
     "correlated in time": Case(Correlated(std=0.1, length=3.0, along="time"), Correlated(std=0.0, length=1.0, along="time")),
     "time-varying": Case(
-        TimeVarying(times_s=(0.0, 0.4, 1.0), mean=(0.1, -0.1, 0.2), std=(0.1, 0.0, 0.3)), TimeVarying(times_s=(0.0,), mean=(0.0,), std=(0.0,))
+        TimeVarying(times_s=(0.0, 0.4, 1.0), mean=(0.1, -0.1, 0.2), std=(0.1, 0.0, 0.3)),
+        TimeVarying(times_s=(0.0,), mean=(0.0,), std=(0.0,)),
     ),
     "temperature": Case(TemperatureCoefficient(gain_per_K=-0.002, offset_per_K=0.001), TemperatureCoefficient()),
     "supply": Case(SupplyCoefficient(gain_per_V=0.5, offset_per_V=-0.1), SupplyCoefficient()),
@@ -345,6 +347,35 @@ def test_an_effect_rebuilt_with_a_learned_parameter_inside_a_compiled_function_e
     parameters = [torch.tensor(getattr(case.effect, name), dtype=torch.float64) for name in names]
     compiled = torch.compile(apply, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*parameters), apply(*parameters), rtol=0, atol=0)
+
+
+@every_effect
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 5, 7), (3, 7, 1, 1)])
+def test_a_draw_may_be_stacked_in_front_and_ends_in_the_shape_of_the_signal(case, shape):
+    z = draw(case.effect, shape)
+    assert z.shape[z.ndim - len(shape) :] == shape
+
+
+@every_effect
+@pytest.mark.parametrize("side", ["input", "weight", "output"])
+def test_in_tiled_linear_and_grouped_convolution_layers_it_is_finite_trainable_and_the_same_on_the_same_chip(case, side):
+    held = side == "weight" and case.effect.per == "read"
+    if held and getattr(case.effect, "along", None) == "time":
+        pytest.skip("refused: time is no axis of a weight")
+    effect = replace(case.effect, per="snapshot") if held else case.effect
+    profile = Profile(name="one effect", rows=9, encoding=physics.DifferentialPair(), **{side: (effect,)})
+    for layer, shape in ((nn.Linear(12, 5), (7, 12)), (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 6, 6))):
+        x = torch.randn(shape, generator=generator("contract"))
+        outputs = []
+        for _ in range(2):
+            model = convert(layer, profile, chip=1)
+            with reads(model, "off"):
+                outputs.append(model(x))
+            model(x).sum().backward()
+            assert all(p.grad.isfinite().all() for p in model.parameters())
+        assert torch.equal(*outputs)
+        assert outputs[0].isfinite().all()
+        assert outputs[0].shape == layer(x).shape
 
 
 @every_effect

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import galvanic.physics as physics
-from galvanic.physics import Curve, Exponential, InversePower, LogLaw, Piecewise, Polynomial
+from galvanic.physics import Curve, Exponential, InversePower, LogLaw, Piecewise, Polynomial, SaturatingExponential
 from galvanic.physics.curves import evaluate
 
 G = np.linspace(1e-3, 1.2, 500)
@@ -12,6 +12,7 @@ CURVES = {
     Polynomial(coefficients=(0.3, -1.2, 2.0), full_scale=25.0): (0.3 - 1.2 * G + 2.0 * G**2) / 25,
     LogLaw(slope=-0.0155, intercept=0.0244, low=0.049, high=0.1): np.clip(-0.0155 * np.log(G) + 0.0244, 0.049, 0.1),
     Exponential(scale=0.2167, length=7.8): 0.2167 * np.exp(-G / 7.8),
+    SaturatingExponential(scale=12.58, length=215.4, full_scale=3200.0): 12.58 * (1 - np.exp(-G * 3200 / 215.4)) / 3200,
     InversePower(scale=0.0088, power=0.65, high=0.2): np.minimum(0.0088 / G**0.65, 0.2),
     Piecewise(threshold=0.25, below=Polynomial(coefficients=(0.2,)), above=Polynomial(coefficients=(0.0, 1.0))): np.where(G < 0.25, 0.2, G),
 }

@@ -101,8 +101,9 @@ def pcm_layer():
 def test_mean_and_spread_of_pcm_weights_in_a_layer_are_those_of_the_published_model(pcm_layer, age_s):
     with torch.no_grad():
         age(pcm_layer, age_s)
-        decoded, _, scale = pcm_layer.written(Context(**pcm_layer.at))
-    assert (scale == 1).all()
+        written = pcm_layer.written(Context(**pcm_layer.at))
+    decoded = written.lanes[0][0].squeeze(0)
+    assert (written.scale == 1).all()
     for w in WEIGHTS:
         sample = decoded[pcm_layer.weight == w].double()
         mean, std, kurtosis = published(w, age_s)

@@ -1,13 +1,25 @@
 """Models on chips: convert, program, age, calibrate, compensate, evaluate, describe, save."""
 
 from galvanic.nn.analog import Analog
+from galvanic.nn.attention import AnalogMultiheadAttention
 from galvanic.nn.calibrate import calibrate_ranges
 from galvanic.nn.chips import age, at, program, reads
 from galvanic.nn.compensate import BatchNorm, ColumnDrift, Compensation, GlobalDrift, compensate
 from galvanic.nn.convert import analog_layers, convert, describe, to_digital
+from galvanic.nn.ensemble import ensemble
 from galvanic.nn.evaluate import evaluate, inspect
-from galvanic.nn.layers import AnalogConv1d, AnalogConv2d, AnalogConv3d, AnalogLinear
+from galvanic.nn.layers import (
+    AnalogConv1d,
+    AnalogConv2d,
+    AnalogConv3d,
+    AnalogConvTranspose1d,
+    AnalogConvTranspose2d,
+    AnalogConvTranspose3d,
+    AnalogLinear,
+)
 from galvanic.nn.placed import Chip
+from galvanic.nn.projection import Projection
+from galvanic.nn.recurrent import AnalogGRU, AnalogGRUCell, AnalogLSTM, AnalogLSTMCell, AnalogRNN, AnalogRNNCell
 from galvanic.nn.store import load, save
 
 __all__ = [
@@ -15,12 +27,23 @@ __all__ = [
     "AnalogConv1d",
     "AnalogConv2d",
     "AnalogConv3d",
+    "AnalogConvTranspose1d",
+    "AnalogConvTranspose2d",
+    "AnalogConvTranspose3d",
+    "AnalogGRU",
+    "AnalogGRUCell",
+    "AnalogLSTM",
+    "AnalogLSTMCell",
     "AnalogLinear",
+    "AnalogMultiheadAttention",
+    "AnalogRNN",
+    "AnalogRNNCell",
     "BatchNorm",
     "Chip",
     "ColumnDrift",
     "Compensation",
     "GlobalDrift",
+    "Projection",
     "age",
     "analog_layers",
     "at",
@@ -28,6 +51,7 @@ __all__ = [
     "compensate",
     "convert",
     "describe",
+    "ensemble",
     "evaluate",
     "inspect",
     "load",

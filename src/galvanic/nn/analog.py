@@ -42,7 +42,9 @@ class Analog(Stored, Ranged):
         self.observer: dict[str, list[Tensor]] | None = None
         self._converters = {side: fused.converter(getattr(profile, side)) for side in ("input", "output")}
         still = not any(effect.per == "read" for effect in profile.weight)
-        self._rides = still and type(profile.input_coding) is Whole and isinstance(profile.product, Kirchhoff) and profile.encoding.width == 1
+        self._rides = (
+            still and type(profile.input_coding) is Whole and isinstance(profile.product, Kirchhoff) and profile.encoding.width == 1
+        )
         self.cuts()  # refuses a tile that is too small, before anything else happens
         self._install_chip()
         self._install_weight()
@@ -139,7 +141,11 @@ class Analog(Stored, Ranged):
 
     def results(self, u: Tensor, w: Written, *how: Any) -> Results:
         """What the converters see of every tile, lane and pass, in units of one cell."""
-        cuts = self.cuts() if self.profile.output or w.variances is not None or isinstance(self.profile.product, Circuit) else [slice(0, self.layout()[2])]
+        cuts = (
+            self.cuts()
+            if self.profile.output or w.variances is not None or isinstance(self.profile.product, Circuit)
+            else [slice(0, self.layout()[2])]
+        )
         passes = [[self.parts(term, cuts) for term in self.profile.product.inputs(one)] for one in self.profile.input_coding.passes(u)]
         if isinstance(self.profile.product, Circuit):
             return [self._circuit([terms[0] for terms in passes], w.lanes[0][0], t, cut, *how) for t, cut in enumerate(cuts)]
@@ -147,11 +153,16 @@ class Analog(Stored, Ranged):
         lanes = [[_cut(matrix, sizes) for matrix in terms] for terms in w.lanes]
         noise = [None] * len(lanes) if w.variances is None else [v if v.shape[2] == 1 else _cut(v, sizes) for v in w.variances]
         return [
-            [[self._tile([p[t] for p in terms], [m[t] for m in lane], _piece(var, t), (t, k, j), *how) for j, terms in enumerate(passes)] for k, (lane, var) in enumerate(zip(lanes, noise, strict=True))]
+            [
+                [self._tile([p[t] for p in terms], [m[t] for m in lane], _piece(var, t), (t, k, j), *how) for j, terms in enumerate(passes)]
+                for k, (lane, var) in enumerate(zip(lanes, noise, strict=True))
+            ]
             for t in range(len(cuts))
         ]
 
-    def _tile(self, inputs: list[Tensor], matrices: list[Tensor], variance: Tensor | None, place: tuple[int, int, int], *how: Any) -> Tensor:
+    def _tile(
+        self, inputs: list[Tensor], matrices: list[Tensor], variance: Tensor | None, place: tuple[int, int, int], *how: Any
+    ) -> Tensor:
         """A tile's currents. Independent Gaussian noise of every cell at every read is exactly noise of variance sum_i x_i^2 var_i."""
         y = reduce(torch.add, (self.contract(u, self.native(m), *how) for u, m in zip(inputs, matrices, strict=True)))
         z = None if variance is None else self._read_draw(f"cells/{place}", 0, y, torch.randn)
@@ -194,7 +205,9 @@ class Analog(Stored, Ranged):
     def collect(self, results: Results) -> Tensor:
         """The digital sum of converted results over tiles, and their combination over passes and lanes."""
         coding, code = self.profile.input_coding, self.profile.encoding
-        lanes = [reduce(torch.add, parts) for parts in zip(*[[coding.combine(passes) for passes in lanes] for lanes in results], strict=True)]
+        lanes = [
+            reduce(torch.add, parts) for parts in zip(*[[coding.combine(passes) for passes in lanes] for lanes in results], strict=True)
+        ]
         if code.width == 1 and not code.extra_columns:
             return lanes[0]
         axis, blocks = lanes[0].ndim - 1 - self.trailing, self.layout()[0]
@@ -205,11 +218,14 @@ class Analog(Stored, Ranged):
         r_y, y = self.full_scale("output"), results[0][0][0]
         plain = w.scale is not None and len(results[0]) == len(results[0][0]) == 1 and not self.profile.encoding.extra_columns
         learned = r_y is not None and r_y.requires_grad and torch.is_grad_enabled()
-        return plain and self._converters["output"] is not None and r_y is not None and not learned and fused.possible(y) and y.is_contiguous()
+        return (
+            plain and self._converters["output"] is not None and r_y is not None and not learned and fused.possible(y) and y.is_contiguous()
+        )
 
     def _leave_at_once(self, results: Results, w: Written, r_x: Tensor | None) -> Tensor:
         converter, r_y = self._converters["output"], self.full_scale("output")
-        assert converter is not None and r_y is not None and w.scale is not None
+        assert converter is not None and w.scale is not None  # noqa: PT018
+        assert r_y is not None
         ys = [lanes[0][0] for lanes in results]
         std = converter.std * self.noise_level
         noise: list[Tensor] | None = None
@@ -222,7 +238,7 @@ class Analog(Stored, Ranged):
         y = fused.leave(
             ys, scale, w.unscaled, gain, r_x if one else None, self.bias if one else None, r_y, std, noise, converter, self.trailing
         )
-        if one:
+        if r_x is None or one:
             return y
         y = y * r_x
         return y if self.bias is None else y + self._broadcast(self.bias)

@@ -18,10 +18,10 @@ from galvanic.physics.value import brief
 from galvanic.profile import Profile
 
 _DIGITAL_FORM = {analog: digital for digital, analog in ANALOG_FORM.items()}
-_LAZY = {
-    lazy: lazy.cls_to_become  # type: ignore[attr-defined]
+_LAZY: dict[type[nn.Module], type[nn.Module]] = {
+    lazy: getattr(lazy, "cls_to_become")  # noqa: B009
     for lazy in vars(nn.modules).values()
-    if isinstance(lazy, type) and issubclass(lazy, nn.modules.lazy.LazyModuleMixin) and lazy.cls_to_become in ANALOG_FORM  # type: ignore[attr-defined]
+    if isinstance(lazy, type) and issubclass(lazy, nn.Module) and getattr(lazy, "cls_to_become", None) in ANALOG_FORM
 }
 
 
@@ -112,7 +112,7 @@ def _uninstall(module: nn.Module) -> None:
         module.uninstall()
     digital = module._digital_class
     for name in module._installed:  # type: ignore[union-attr]
-        del module.__dict__[name]  # type: ignore[arg-type]
+        del module.__dict__[name]
     del module.__dict__["_installed"]
     module.__class__ = digital  # type: ignore[assignment]
     for side in ("input", "output"):

@@ -37,10 +37,9 @@ def converter(effects: Sequence[Nonideality]) -> Converter | None:
     if not noise:
         return Converter(*levels, 1 / float(last.size()))
     first = noise[0]
-    simple = len(noise) == 1 and type(first) is Gaussian and first.per == "read" and not first.relative
-    if not simple or isinstance(first.std, Tensor):  # type: ignore[union-attr]
+    if len(noise) > 1 or not isinstance(first, Gaussian) or type(first) is not Gaussian or first.relative or first.per != "read":
         return None
-    return Converter(*levels, 1 / float(last.size()), float(first.std))  # type: ignore[union-attr]
+    return None if isinstance(first.std, Tensor) else Converter(*levels, 1 / float(last.size()), float(first.std))
 
 
 def possible(x: Tensor) -> bool:
@@ -133,7 +132,7 @@ class _Enter(torch.autograd.Function):
         return _quantise(x, by.top / float(r), by)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, r = ctx.saved_tensors
         gx = _inside(g, x, float(r) * ctx.by.low / ctx.by.top, float(r) * ctx.by.high / ctx.by.top)
         gx = gx / r if torch.is_grad_enabled() else gx.div_(r)  # in place unless a gradient of this gradient is wanted
@@ -148,7 +147,7 @@ class _AlongRange(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, r, weight = ctx.saved_tensors
         slope = ctx.contract(_inside(x, x, float(r) * ctx.by.low / ctx.by.top, float(r) * ctx.by.high / ctx.by.top), weight)
         return g, None, -(g * slope).sum().view(r.shape) / r.square(), None, None, None
@@ -203,7 +202,7 @@ class _Leave(torch.autograd.Function):
         return ys[0].detach()
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         r_x, slope, gained, codes, *masks = ctx.saved_tensors
         flat = g.reshape(masks[0].shape)
         g_bias = flat.sum((0, 2)) if ctx.needs_input_grad[1] else None
@@ -229,9 +228,7 @@ def _rows(x: Tensor) -> int:
     return blocks[0].stop if blocks else 0
 
 
-def _backward_in_blocks(
-    g: Tensor, times: Any, masks: list[Tensor], codes: Tensor | None
-) -> tuple[list[Tensor], Tensor | None]:
+def _backward_in_blocks(g: Tensor, times: Any, masks: list[Tensor], codes: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
     """The gradient to every tile, and for every column the sum of gradient times code."""
     gys = [torch.empty_like(g) for _ in masks]
     columns = None if codes is None else torch.zeros(g.shape[1], dtype=g.dtype)

@@ -49,7 +49,11 @@ class _AnalogConv(Analog, nn.modules.conv._ConvNd):
     def patches(self, u: Tensor, *how: Any) -> Tensor:
         """By a convolution with every kernel that has a single one."""
         kernel, channels = prod(self.kernel_size), u.shape[u.ndim - 1 - self.trailing]
-        ones = torch.eye(kernel, dtype=u.dtype, device=u.device).view(kernel, 1, *self.kernel_size).repeat(channels, *[1] * (1 + self.trailing))
+        ones = (
+            torch.eye(kernel, dtype=u.dtype, device=u.device)
+            .view(kernel, 1, *self.kernel_size)
+            .repeat(channels, *[1] * (1 + self.trailing))
+        )
         y = self._convolve(u, ones, channels)  # (..., channels x kernel, *space)
         return y.movedim(y.ndim - 1 - self.trailing, -1).unflatten(-1, (self.groups, -1))
 
@@ -76,7 +80,7 @@ class AnalogConv3d(_AnalogConv, nn.Conv3d):
 
 
 class _AnalogConvTranspose(Analog, nn.modules.conv._ConvTransposeNd):
-    """A transposed convolution on a chip: the convolution of its input with zeros inserted, a column being the kernel of an output channel."""
+    """A transposed convolution on a chip: the convolution of its input with zeros inserted; a column is the kernel of an output channel."""
 
     def layout(self) -> tuple[int, ...]:
         return self.groups, self.out_channels // self.groups, self.in_channels // self.groups, *self.kernel_size
@@ -88,14 +92,17 @@ class _AnalogConvTranspose(Analog, nn.modules.conv._ConvTransposeNd):
         return cells.transpose(1, 2).flatten(0, 1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        padding = self._output_padding(
-            x, output_size, self.stride, self.padding, self.kernel_size, self.trailing, self.dilation  # type: ignore[arg-type]
-        )
+        how: Any = (self.stride, self.padding, self.kernel_size, self.trailing, self.dilation)
+        padding = self._output_padding(x, output_size, *how)
         return super().forward(x, padding)
 
     def patches(self, u: Tensor, *how: Any) -> Tensor:
         kernel, channels = prod(self.kernel_size), u.shape[u.ndim - 1 - self.trailing]
-        ones = torch.eye(kernel, dtype=u.dtype, device=u.device).view(1, kernel, *self.kernel_size).repeat(channels, *[1] * (1 + self.trailing))
+        ones = (
+            torch.eye(kernel, dtype=u.dtype, device=u.device)
+            .view(1, kernel, *self.kernel_size)
+            .repeat(channels, *[1] * (1 + self.trailing))
+        )
         transposed = _CONV_TRANSPOSE[self.trailing]
         y = transposed(u, ones, None, self.stride, self.padding, how[0] if how else 0, channels, self.dilation)
         return y.movedim(y.ndim - 1 - self.trailing, -1).unflatten(-1, (self.groups, -1))

@@ -76,7 +76,7 @@ class _AnalogRecurrent(Composite, nn.RNNBase):
         return given if order is None else tuple(s.index_select(1, order) for s in given)
 
     def _run(self, x: Tensor, sizes: Sequence[int], first: State) -> tuple[Tensor, State]:
-        """Outputs (steps, features) of all layers for inputs (steps, features), and the last states; `sizes` are the batches of each time."""
+        """Outputs (steps, features) of all layers for such inputs, and the last states; `sizes` are the batches of each time."""
         last: list[State] = []
         for layer in range(self.num_layers):
             outputs = []
@@ -124,7 +124,7 @@ class _AnalogCell(Composite, nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         if self.bare():
-            return super().forward(input, hx)  # type: ignore[misc]
+            return super().forward(input, hx)
         long = isinstance(self, nn.LSTMCell)
         zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
         state: State = ((zeros, zeros) if long else (zeros,)) if hx is None else hx if long else (hx,)

@@ -140,7 +140,7 @@ class Stored(Placed):
 
 
 def _tile(t: Tensor, ndim: int, block: int, columns: slice, channels: slice) -> Tensor:
-    """The cells of one tile, (..., devices, columns, channels, ...), of a tensor that ends like (devices, blocks, columns, channels, ...)."""
+    """The cells of one tile, (..., devices, columns, channels, ...), of a tensor (..., devices, blocks, columns, channels, ...)."""
     axis = t.ndim - ndim + 1
     t = t.select(axis, block).narrow(axis, columns.start, columns.stop - columns.start)
     return t.narrow(axis + 1, channels.start, channels.stop - channels.start)

@@ -8,7 +8,7 @@ from galvanic.physics.coding import BitSerial, InputCoding, SignSplit, Whole
 from galvanic.physics.converters import Compress, Quantize, Saturate
 from galvanic.physics.correlated import Correlated
 from galvanic.physics.crosstalk import Crosstalk
-from galvanic.physics.curves import Curve, Exponential, InversePower, LogLaw, Piecewise, Polynomial
+from galvanic.physics.curves import Curve, Exponential, InversePower, LogLaw, Piecewise, Polynomial, SaturatingExponential
 from galvanic.physics.encoding import BitSliced, DifferentialPair, Direct, Encoding, OffsetColumn, Parallel
 from galvanic.physics.environment import Activated, SupplyCoefficient, TemperatureCoefficient
 from galvanic.physics.faults import StuckAt
@@ -71,6 +71,7 @@ __all__ = [
     "ReadNoise",
     "Relaxation",
     "Saturate",
+    "SaturatingExponential",
     "Scalar",
     "Shot",
     "SignSplit",

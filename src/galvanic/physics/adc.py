@@ -18,9 +18,9 @@ from galvanic.physics.value import NonNegative, Positive
 class Converter(Nonideality):
     r"""A converter that finds the sign of its input, then the code of the magnitude, with the levels of `Quantize`.
 
-    `Quantize` with signed bits *is* the ideal sign-magnitude converter; the converters here are it when all their parts are ideal (an
-    input halfway between two codes, where `Quantize` rounds to the even one, goes to the larger). Their gradient is the same
-    straight-through one, that of the formula without the search; it does not reach what disturbs the search alone.
+    `Quantize` with signed bits *is* the ideal sign-magnitude converter (unless in two's complement), and so are these when all their parts
+    are ideal; only an input halfway between two codes, where `Quantize` rounds to the even one, goes to the larger. Their gradient is the
+    same straight-through one, that of the formula without the search; it does not reach what disturbs the search alone.
 
     Args:
         bits: resolution $b$; of a signed converter one of them is the sign.

@@ -74,7 +74,7 @@ class BitSerial(InputCoding):
 
 @dataclass(frozen=True, kw_only=True)
 class SignSplit(InputCoding):
-    """The positive inputs in one pass, the magnitudes of the negative ones in another, for drivers of one polarity; results are subtracted."""
+    """Positive inputs in one pass, the magnitudes of negative ones in another, for drivers of one polarity; results are subtracted."""
 
     def passes(self, u: Tensor) -> tuple[Tensor, ...]:
         magnitude = u.abs()

@@ -23,10 +23,10 @@ def straight_through(value: Tensor, like: Tensor) -> Tensor:
 class Quantize(Nonideality):
     r"""A uniform converter, $y = s\,\mathrm{round}(\mathrm{clip}(x / s, -Q_n, Q_p)) + \epsilon$.
 
-    With `bits` $b$, signed, the levels are $s k$, $|k| \le 2^{b-1} - 1$, $s = \mathrm{full\ scale} / (2^{b-1} - 1)$: zero is one of them.
-    Unsigned they are $s k$, $0 \le k \le 2^b - 1$. In two's complement they are $s k$, $-2^{b-1} \le k \le 2^{b-1} - 1$, $s = \mathrm{full\
-    scale} / 2^{b-1}$, a power of two where the full scale is one: sums and products of such codes are exact in floating point. With `step` instead of bits there is no clipping: ``step=2**-b`` is the published form
-    $\mathrm{round}(x 2^b) / 2^b + \epsilon$.
+    With `bits` $b$, signed, the levels are $s k$, $|k| \le 2^{b-1} - 1$, $s = \mathrm{full\ scale} / (2^{b-1} - 1)$: sign and magnitude,
+    zero is one of them. Unsigned they are $s k$, $0 \le k \le 2^b - 1$. In two's complement they are $s k$, $-2^{b-1} \le k < 2^{b-1}$,
+    $s = \mathrm{full\ scale} / 2^{b-1}$, a power of two where the full scale is one: sums and products of such codes are exact in floating
+    point. With `step` instead of bits there is no clipping: ``step=2**-b`` is the published form $\mathrm{round}(x 2^b) / 2^b + \epsilon$.
 
     The gradient is the straight-through one: that of the formula with round left out. It is 1 inside the range and 0 beyond it; to the
     full scale it is (round(v) - v) / Q_p inside, with v = x / s, and the end of the range beyond (+-1; 0 below an unsigned zero).

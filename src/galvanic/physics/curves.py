@@ -94,6 +94,24 @@ class Exponential(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaturatingExponential(Curve):
+    r"""$f(x) = \frac{a}{s}\,\big(1 - e^{-x s / \ell}\big)$: zero at zero, $a / s$ far out.
+
+    Args:
+        scale: $a$.
+        length: $\ell$.
+        full_scale: $s$; a published fit gives nanoamperes, divided here by the largest current.
+    """
+
+    scale: Scalar
+    length: Positive
+    full_scale: Positive = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.scale * -torch.expm1(-x * self.full_scale / self.length) / self.full_scale
+
+
+@dataclass(frozen=True, kw_only=True)
 class Piecewise(Curve):
     """One curve below a threshold, another from it on.
 

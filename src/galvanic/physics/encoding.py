@@ -115,7 +115,7 @@ class OffsetColumn(Encoding):
     $$ g = g_\mathrm{min} + (1 - g_\mathrm{min}) \frac{1 + w}{2}, \qquad
     y = \frac{2}{1 - g_\mathrm{min}} \Big(\mathcal{A}\big(\sum_i g_i u_i\big) - \mathcal{A}\big(\sum_i g_{\mathrm{ref},i} u_i\big)\Big) $$
 
-    The subtraction is digital: both results went through a converter $\mathcal{A}$, and the error of the reference is common to all columns.
+    The subtraction is digital: both results went through a converter $\mathcal{A}$; the error of the reference is common to all columns.
 
     Args:
         g_min: smallest conductance, in units of the largest.
@@ -193,8 +193,8 @@ class BitSliced(Encoding):
     r"""The digits of the weight's magnitude, each with the weight's sign, in cells of few levels: $w = \sum_s c_s w_s$.
 
     With $b$ bits a slice and $S$ slices, $|w|$ is rounded to $N / (2^{bS} - 1)$; slice $s$ holds digit $d_s$ of $N$ as
-    $w_s = \mathrm{sign}(w)\,d_s / (2^b - 1)$, the most significant one first, and $c_s = 2^{b(S-1-s)} (2^b - 1) / (2^{bS} - 1)$. Every slice
-    has its own converters. The gradient is straight-through: every slice passes that of the weight, and $\sum_s c_s = 1$.
+    $w_s = \mathrm{sign}(w)\,d_s / (2^b - 1)$, the most significant one first, and $c_s = 2^{b(S-1-s)} (2^b - 1) / (2^{bS} - 1)$. Every
+    slice has its own converters. The gradient is straight-through: every slice passes that of the weight, and $\sum_s c_s = 1$.
 
     Args:
         of: the code of one slice.

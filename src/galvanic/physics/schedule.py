@@ -55,8 +55,9 @@ class TimeVarying(Nonideality):
 
 def _interpolate(t: Scalar, times: tuple[Scalar, ...] | Tensor, values: tuple[Scalar, ...] | Tensor) -> Tensor:
     """A sum of ramps, each of which rises from 0 to 1 between two times of the grid and is constant outside."""
-    grid, v = _vector(times), _vector(values)
-    ramps = ((as_tensor(t).unsqueeze(-1) - grid[:-1]) / grid.diff()).clamp(0, 1)
+    v = _vector(values)
+    grid, t = _vector(times).to(v.device), as_tensor(t).to(v.device)
+    ramps = ((t.unsqueeze(-1) - grid[:-1]) / grid.diff()).clamp(0, 1)
     return v[0] + (ramps * v.diff()).sum(-1)
 
 
