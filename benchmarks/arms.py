@@ -29,6 +29,7 @@ class Case:
         job: what is done with it.
         profile: galvanic's hardware.
         peer: the peer's hardware, where it has the same.
+        inner: whether the inputs want a gradient, as those of a layer within a network do.
         memory: whether the growth of the peak of memory is compared, and not the time.
         rounds: how often it is measured.
         must: the ratio that galvanic must not exceed.
@@ -41,6 +42,7 @@ class Case:
     job: Job
     profile: galvanic.Profile
     peer: Callable[[], Any] | None = None
+    inner: bool = False
     memory: bool = False
     rounds: int
     must: float
@@ -55,6 +57,7 @@ def training(model: nn.Module, x: Tensor, y: Tensor, before: Callable[[], object
     def step() -> None:
         before()
         optimizer.zero_grad()
+        x.grad = None
         nn.functional.mse_loss(model(x), y).backward()
         optimizer.step()
 
@@ -144,7 +147,7 @@ def lightning_off(rows: int | None) -> Any:
 def _start(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
     """The same network, inputs and random targets for every arm."""
     torch.manual_seed(0)
-    model, x = case.network(), torch.randn(case.batch)
+    model, x = case.network(), torch.randn(case.batch, requires_grad=case.inner)
     with torch.no_grad():
         outputs = model.eval()(x[:1])
     return model, x, torch.randn(len(x), *outputs.shape[1:])

@@ -9,7 +9,7 @@ from torch import nn
 from arms import Case, inference, lightning_hwa, lightning_off, training
 from galvanic import Profile, load_profile
 from galvanic.physics import Gaussian
-from networks import lenet, resnet18
+from networks import lenet, lenet5, resnet18
 
 READ_NOISE = Profile(name="read-noise", weight=(Gaussian(std=0.03, per="read"),))
 
@@ -42,8 +42,10 @@ def _noisy(quick: bool) -> dict[str, Case]:
     return {
         "resnet18": step("ResNet-18, one tile a layer", resnet, image, None, few)(must=1.35, aim=1.15),
         "resnet18-512": step("ResNet-18, tiles of 512 rows", resnet, image, 32 if quick else 512, few)(must=1.9, aim=1.4),
-        "lenet": step("LeNet", lenet, image, None, many)(must=1.6, aim=1.25),
-        "linear": step("Linear 512 x 512", linear, (vectors, size), None, many)(must=2.3, aim=1.5),
+        "lenet": step("LeNet, 16 and 32 channels", lenet, image, None, many)(must=1.6, aim=1.25),
+        "lenet-5": step("LeNet-5, 6 and 16 channels", lenet5, image, None, many)(must=1.6, aim=1.25),
+        "linear": step("Linear 512 x 512 within a network", linear, (vectors, size), None, many)(inner=True, must=2.3, aim=1.5),
+        "linear-first": step("Linear 512 x 512, inputs without gradient", linear, (vectors, size), None, many)(must=2.3, aim=1.5),
         "read-noise": Case(
             what="inference with read noise of every cell, Linear 512 x 512",
             network=linear,

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
-TIMED = ("resnet18", "resnet18-512", "lenet", "linear", "read-noise")
+TIMED = ("resnet18", "resnet18-512", "lenet", "lenet-5", "linear", "linear-first", "read-noise")
 
 
 def run(script, *arguments, fails=False):

@@ -41,7 +41,8 @@ class Analog(Stored, Ranged):
         self.name = name
         self.observer: dict[str, list[Tensor]] | None = None
         self._converters = {side: fused.converter(getattr(profile, side)) for side in ("input", "output")}
-        still = not any(effect.per == "read" for effect in profile.weight)
+        quantiser = self._converters["input"]
+        still = quantiser is not None and not quantiser.std and not any(effect.per == "read" for effect in profile.weight)
         self._rides = (
             still and type(profile.input_coding) is Whole and isinstance(profile.product, Kirchhoff) and profile.encoding.width == 1
         )
@@ -85,7 +86,7 @@ class Analog(Stored, Ranged):
             return self.digital(x, self.weight if self._bare else self.native(self._whole(w)), *how)
         u, r_x = self.enter(x, at)
         results = self.results(u, w, *how)
-        if r_x is not None and r_x.requires_grad and not u.requires_grad:
+        if r_x is not None and self._wants_range_alone(x, r_x):
             results = self._along_range(results, x, r_x, w, *how)
         if self._leaves_at_once(w, results):
             return self._leave_at_once(results, w, r_x)
@@ -94,6 +95,8 @@ class Analog(Stored, Ranged):
         converted = [[[self.leave(y, at, t * width + k, r_y) for y in ys] for k, ys in enumerate(lanes)] for t, lanes in enumerate(results)]
         y = self.collect(converted)
         factor = y.new_ones(1) if w.scale is None else self._gained(w.scale).flatten()  # (n_out,)
+        if r_x is not None:
+            r_x = r_x.clamp(min=smallest(r_x))
         y = y * (self._broadcast(factor) * (1 if r_x is None else r_x)).to(y.dtype)
         return y if self.bias is None else y + self._broadcast(self.bias).to(y.dtype)
 
@@ -114,13 +117,18 @@ class Analog(Stored, Ranged):
         """The inputs after their converters, in units of full scale, and that full scale; (x, None) where that side needs none."""
         if not self.profile.converts("input"):
             return self.prepare(x), None
+        converter, r = self._converters["input"], self.stored_range("input")
+        if r is not None and converter is not None and not converter.std and fused.possible(x):
+            return self.prepare(fused.enter(x, r.detach() if self._wants_range_alone(x, r) else r, converter)), r
         r = self.full_scale("input")
         if r is None:
             r = _largest(x, range(x.ndim - 1 - self.trailing, x.ndim))
-        elif (converter := self._converters["input"]) is not None and not converter.std and fused.possible(x):
-            alone = not x.requires_grad and self._rides  # only the range wants a gradient, which `_along_range` gives it
-            return self.prepare(fused.enter(x, r.detach() if alone else r, converter)), r
         return self.prepare(self._disturb("input", x / r, at)), r
+
+    def _wants_range_alone(self, x: Tensor, r: Tensor) -> bool:
+        """Whether the range of the inputs wants a gradient and they do not: then `_along_range` gives it its own."""
+        wants = torch.is_grad_enabled() and r.requires_grad and not x.requires_grad
+        return wants and self._rides and fused.possible(x)
 
     def _along_range(self, results: Results, x: Tensor, r: Tensor, w: Written, *how: Any) -> Results:
         """The results, with the gradient to the full scale of inputs that have none themselves."""
@@ -151,7 +159,7 @@ class Analog(Stored, Ranged):
             return [self._circuit([terms[0] for terms in passes], w.lanes[0][0], t, cut, *how) for t, cut in enumerate(cuts)]
         sizes = [cut.stop - cut.start for cut in cuts]
         lanes = [[_cut(matrix, sizes) for matrix in terms] for terms in w.lanes]
-        noise = [None] * len(lanes) if w.variances is None else [v if v.shape[2] == 1 else _cut(v, sizes) for v in w.variances]
+        noise = [None] * len(lanes) if w.variances is None else [v if v.numel() == 1 else _cut(v, sizes) for v in w.variances]
         return [
             [
                 [self._tile([p[t] for p in terms], [m[t] for m in lane], _piece(var, t), (t, k, j), *how) for j, terms in enumerate(passes)]
@@ -172,7 +180,7 @@ class Analog(Stored, Ranged):
 
     def _power(self, squares: Tensor, matrix: Tensor, variance: Tensor, *how: Any) -> Tensor:
         """sum_i x_i^2 var_i, of a signal that broadcasts against the tile's result; one column for all where cells are alike."""
-        alike = variance.shape[2] == 1
+        alike = variance.numel() == 1
         full = variance.expand(matrix.shape[0], 1, *matrix.shape[2:]) if alike else variance
         y = self.contract(squares, self.native(full), *how)
         if alike and matrix.shape[0] > 1:
@@ -215,7 +223,7 @@ class Analog(Stored, Ranged):
 
     def _leaves_at_once(self, w: Written, results: Results) -> bool:
         """Whether conversion, sum over tiles, scale and bias can be one pass over the result."""
-        r_y, y = self.full_scale("output"), results[0][0][0]
+        r_y, y = self.stored_range("output"), results[0][0][0]
         plain = w.scale is not None and len(results[0]) == len(results[0][0]) == 1 and not self.profile.encoding.extra_columns
         learned = r_y is not None and r_y.requires_grad and torch.is_grad_enabled()
         return (
@@ -223,7 +231,7 @@ class Analog(Stored, Ranged):
         )
 
     def _leave_at_once(self, results: Results, w: Written, r_x: Tensor | None) -> Tensor:
-        converter, r_y = self._converters["output"], self.full_scale("output")
+        converter, r_y = self._converters["output"], self.stored_range("output")
         assert converter is not None and w.scale is not None  # noqa: PT018
         assert r_y is not None
         ys = [lanes[0][0] for lanes in results]

@@ -59,7 +59,7 @@ def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *
 
 def to_digital(model: nn.Module) -> nn.Module:
     """A copy of the model with every analog layer digital again, parameters bit for bit."""
-    model = copy.deepcopy(model)
+    model = _copied(model)
     for module in list(model.modules()):
         if isinstance(module, Composite) or (isinstance(module, Analog) and not isinstance(module, Projection)):
             _uninstall(module)
@@ -69,6 +69,16 @@ def to_digital(model: nn.Module) -> nn.Module:
             module._forward_hooks.pop(waiting, None)
             module._forward_hooks_with_kwargs.pop(waiting, None)
     return model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the model cannot be copied ({str(error).split('. ')[0]}); weight_norm and spectral_norm by hooks make such weights, those of "
+            "torch.nn.utils.parametrizations do not"
+        ) from error
 
 
 def _digital_form(module: nn.Module) -> type[nn.Module] | None:

@@ -7,6 +7,7 @@ describe, a layer applies its effects one by one instead. The numbers are the sa
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import gcd, prod
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.autograd import forward_ad
 
 from galvanic.physics import Gaussian, Nonideality, Quantize
 
-_BLOCK = 1 << 15  # elements: a few such blocks stay in a core's second-level cache
+_BLOCK = 1 << 16  # elements: a few such blocks stay in a core's second-level cache
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ def enter(x: Tensor, r: Tensor, by: Converter) -> Tensor:
     """The inputs in units of the full scale `r`, one number, after a converter without noise."""
     if torch.is_grad_enabled() and (x.requires_grad or r.requires_grad):
         return _Enter.apply(x, r, by)
-    return _quantise(x, by.top / float(r), by)
+    return _quantise(x, by.top / size_of(r), by)
+
+
+def size_of(r: Tensor) -> float:
+    """A full scale as a number that can be divided by."""
+    return max(float(r.detach()), torch.finfo(r.dtype).tiny)
 
 
 def along_range(y: Tensor, x: Tensor, r: Tensor, weight: Tensor, by: Converter, contract: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -99,22 +105,21 @@ def leave(
     return _Leave.apply(r_x, bias, scale, unscaled, gain, r_y, std, noise, by, trailing, *ys)
 
 
-def _blocks(rows: int, width: int) -> list[slice]:
-    """Rows in blocks; each has a multiple of 16 elements where it can, so that block by block the generator gives what it gives at once."""
+def _blocks(x: Tensor) -> list[Tensor]:
+    """A signal in blocks of rows; each has a multiple of 16 elements where it can, so that noise drawn by blocks is that drawn at once."""
+    width = x.shape[1:].numel()
     least = 16 // gcd(16, max(1, width))
     step = max(1, _BLOCK // max(1, width) // least) * least
-    return [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.view(-1) if x.is_contiguous() else x.unsqueeze(0)  # the latter is one block
+    return list(x.split(step)) if len(x) > step else [x]
 
 
 def _quantise(x: Tensor, k: float, by: Converter) -> Tensor:
     u = torch.empty_like(x)
-    flat, out = _flat(x), _flat(u)
-    for b in _blocks(len(flat), flat.shape[1:].numel()):
-        torch.mul(flat[b], k, out=out[b]).clamp_(by.low, by.high).round_().mul_(1 / by.top)
+    if u.stride() != x.stride():  # a view with gaps
+        x, u = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    dense = x.is_contiguous()
+    for v, out in zip(_blocks(x.view(-1)), _blocks(u.view(-1)), strict=True) if dense else [(x, u)]:
+        torch.mul(v, k, out=out).clamp_(by.low, by.high).round_().mul_(1 / by.top)
     return u
 
 
@@ -124,19 +129,32 @@ def _inside(g: Tensor, x: Tensor, low: float, high: float) -> Tensor:
     return torch.ops.aten.hardtanh_backward(g, x, low * room, high * room)
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum() if torch.is_grad_enabled() else torch.dot(a.reshape(-1), b.reshape(-1))  # no product is kept
+
+
+@cache
+def _ones(n: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(n, dtype=dtype)
+
+
 class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, r: Tensor, by: Converter) -> Tensor:
         ctx.save_for_backward(x, r)
-        ctx.by = by
-        return _quantise(x, by.top / float(r), by)
+        ctx.by, ctx.size = by, size_of(r)
+        return _quantise(x, by.top / ctx.size, by)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, r = ctx.saved_tensors
-        gx = _inside(g, x, float(r) * ctx.by.low / ctx.by.top, float(r) * ctx.by.high / ctx.by.top)
-        gx = gx / r if torch.is_grad_enabled() else gx.div_(r)  # in place unless a gradient of this gradient is wanted
-        return gx, -(gx * x).sum().view(r.shape) / r if ctx.needs_input_grad[1] else None, None
+        gx = _inside(g, x, ctx.size * ctx.by.low / ctx.by.top, ctx.size * ctx.by.high / ctx.by.top)
+        again = torch.is_grad_enabled()  # a gradient of this gradient is wanted
+        gx = gx / r if again else gx.mul_(1 / ctx.size)
+        g_r = None
+        if ctx.needs_input_grad[1]:
+            g_r = -_dot(gx, x).view(r.shape) / r if again else _dot(gx, x).view(r.shape).mul_(-1 / ctx.size)
+        return gx, g_r, None
 
 
 class _AlongRange(torch.autograd.Function):
@@ -149,8 +167,10 @@ class _AlongRange(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, r, weight = ctx.saved_tensors
-        slope = ctx.contract(_inside(x, x, float(r) * ctx.by.low / ctx.by.top, float(r) * ctx.by.high / ctx.by.top), weight)
-        return g, None, -(g * slope).sum().view(r.shape) / r.square(), None, None, None
+        size = size_of(r)
+        slope = ctx.contract(_inside(x, x, size * ctx.by.low / ctx.by.top, size * ctx.by.high / ctx.by.top), weight)
+        g_r = -_dot(g, slope).view(r.shape)
+        return g, None, g_r / r.square() if torch.is_grad_enabled() else g_r.mul_(1 / size**2), None, None, None
 
 
 class _Leave(torch.autograd.Function):
@@ -169,77 +189,79 @@ class _Leave(torch.autograd.Function):
         trailing: int,
         *ys: Tensor,
     ) -> Tensor:
-        n, code = len(scale), float(r_y) / by.top  # size of a code in cells
-        tiles = [y.detach().view(-1, n, prod(y.shape[y.ndim - trailing :])) for y in ys]
-        draws = None if noise is None else [z.reshape(tiles[0].shape) for z in noise]
+        n, space = len(scale), prod(ys[0].shape[ys[0].ndim - trailing :])
+        code, r = size_of(r_y) / by.top, 1.0 if r_x is None else size_of(r_x)  # size of a code, in cells
+        tiles = [_blocks(y.detach().view(-1, n, space)) for y in ys]
+        draws = None if noise is None else [_blocks(z.reshape(-1, n, space)) for z in noise]
         gained = scale if gain is None else scale * gain
         k = ((1 / code) / scale).view(n, 1) if unscaled else 1 / code
-        factor = (gained * (code if r_x is None else code * float(r_x))).view(n, 1)
+        factor = (gained * (code * r)).view(n, 1)
         shift = None if bias is None else bias.view(n, 1)
-        kept = any(ctx.needs_input_grad)
-        ones = torch.ones_like(tiles[0][: _rows(tiles[0])]) if kept else tiles[0]
-        masks = [torch.empty_like(y, dtype=torch.int8) for y in tiles] if kept else []
-        codes = torch.empty_like(tiles[0], dtype=_integer(by, len(ys))) if ctx.needs_input_grad[0] else None
-        for b in _blocks(len(tiles[0]), tiles[0].shape[1:].numel()):
+        masks, codes = [], None
+        if any(ctx.needs_input_grad):
+            masks = [torch.empty(y.shape, dtype=torch.int8) for y in ys]
+        if ctx.needs_input_grad[0]:
+            codes = torch.empty(ys[0].shape, dtype=_integer(by, len(ys)))
+        kept = [_blocks(mask.view(-1, n, space)) for mask in masks]
+        sums = None if codes is None else _blocks(codes.view(-1, n, space))
+        for b in range(len(tiles[0])):
             total: Tensor | None = None
-            for t, y in enumerate(tiles):
-                v = y[b].mul_(k)
+            for t, tile in enumerate(tiles):
+                v = tile[b].mul_(k)
                 if std:
                     v.add_(torch.randn_like(v) if draws is None else draws[t][b], alpha=std * by.top)
                 if kept:
-                    masks[t][b] = _inside(ones[: len(v)], v, by.low, by.high)
+                    kept[t][b].copy_(_inside(_ones(v.numel(), v.dtype).view(v.shape), v, by.low, by.high))
                 v.clamp_(by.low, by.high).round_()
                 total = v if total is None else total.add_(v)
             assert total is not None
-            if codes is not None:
-                codes[b] = total
+            if sums is not None:
+                sums[b].copy_(total)
             total.mul_(factor)
             if shift is not None:
                 total.add_(shift)
-        slope = None if unscaled and gain is None else gained if not unscaled else gain
+        slope = gained if not unscaled else gain
         ctx.save_for_backward(r_x, slope, gained if codes is not None else None, codes, *masks)
-        ctx.code, ctx.shape, ctx.columns = code, ys[0].shape, n
+        ctx.code, ctx.r, ctx.shape = code, r, (-1, n, space)
         return ys[0].detach()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         r_x, slope, gained, codes, *masks = ctx.saved_tensors
-        flat = g.reshape(masks[0].shape)
+        flat, n = g.reshape(ctx.shape), ctx.shape[1]
         g_bias = flat.sum((0, 2)) if ctx.needs_input_grad[1] else None
         g_r = None
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-            factor = flat if r_x is None else flat * r_x
-            factor = factor if slope is None else factor * slope.expand(ctx.columns).view(-1, 1)
-            gys = [factor * mask for mask in masks]
+            whole = flat if r_x is None else flat * r_x
+            whole = whole if slope is None else whole * slope.expand(n).view(-1, 1)
+            gys = [(whole * mask.view(ctx.shape)).view(g.shape) for mask in masks]
             if codes is not None:
-                g_r = (flat * codes * (gained * ctx.code).view(-1, 1)).sum().view(r_x.shape)
+                g_r = (flat * codes.view(ctx.shape) * (gained * ctx.code).view(-1, 1)).sum().view(r_x.shape)
         else:
-            times: Any = 1.0 if r_x is None else float(r_x)
-            times = times if slope is None else (slope * times).expand(ctx.columns).view(-1, 1)
-            gys, columns = _backward_in_blocks(flat, times, masks, codes)
-            if columns is not None:
-                g_r = (torch.dot(columns, gained.to(columns.dtype)) * ctx.code).view(r_x.shape)
-        return g_r, g_bias, *[None] * 8, *[gy.view(ctx.shape) for gy in gys]
+            times = ctx.r if slope is None else (slope * ctx.r).expand(n).view(-1, 1)
+            gys = _backward_in_blocks(flat, times, [mask.view(ctx.shape) for mask in masks], g.shape)
+            if codes is not None:
+                g_r = _by_codes(flat, codes.view(ctx.shape), gained).mul_(ctx.code).view(r_x.shape)
+        return g_r, g_bias, *[None] * 8, *gys
 
 
-def _rows(x: Tensor) -> int:
-    """Rows of the largest block."""
-    blocks = _blocks(len(x), x.shape[1:].numel())
-    return blocks[0].stop if blocks else 0
+def _backward_in_blocks(g: Tensor, times: Any, masks: list[Tensor], shape: torch.Size) -> list[Tensor]:
+    """The gradient to the result of every tile."""
+    gys = [torch.empty(shape, dtype=g.dtype) for _ in masks]
+    blocks = [_blocks(gy.view(g.shape)) for gy in gys]
+    kept = [_blocks(mask) for mask in masks]
+    for b, part in enumerate(_blocks(g)):
+        gy = torch.mul(part, times, out=blocks[0][b])
+        for t in range(1, len(masks)):
+            torch.mul(gy, kept[t][b], out=blocks[t][b])
+        gy.mul_(kept[0][b])
+    return gys
 
 
-def _backward_in_blocks(g: Tensor, times: Any, masks: list[Tensor], codes: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-    """The gradient to every tile, and for every column the sum of gradient times code."""
-    gys = [torch.empty_like(g) for _ in masks]
-    columns = None if codes is None else torch.zeros(g.shape[1], dtype=g.dtype)
-    for b in _blocks(len(g), g.shape[1:].numel()):
-        if columns is not None and codes is not None:
-            columns += (g[b] * codes[b]).sum((0, 2))
-        gy = torch.mul(g[b], times, out=gys[0][b])
-        for mask, out in zip(masks[1:], gys[1:], strict=True):
-            torch.mul(gy, mask[b], out=out[b])
-        gy.mul_(masks[0][b])
-    return gys, columns
+def _by_codes(g: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """The sum over everything of gradient times code times the scale of the column."""
+    columns = sum((part * code).sum((0, 2)) for part, code in zip(_blocks(g), _blocks(codes), strict=True))
+    return torch.dot(torch.as_tensor(columns), scale)
 
 
 def _integer(by: Converter, tiles: int) -> torch.dtype:

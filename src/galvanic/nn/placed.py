@@ -82,7 +82,7 @@ class Placed(nn.Module):
             raise ValueError(f"conditions are a Conditions(age_s=..., ...), not {brief(conditions)}")
         if conditions is not getattr(self, "conditions", None):
             self.conditions, self.noise_level = conditions, float(conditions.noise_level)
-            self.at = {f.name: torch.as_tensor(getattr(conditions, f.name), dtype=torch.float64) for f in fields(conditions)}
+            self.at = {f.name: torch.as_tensor(getattr(conditions, f.name), dtype=torch.float64, device="cpu") for f in fields(conditions)}
         self.chip = chip
         for side, index, effect, key in self._static_effects():
             if effect.per in renew:
@@ -148,8 +148,13 @@ class Placed(nn.Module):
             self._frozen[key] = z
         return z
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Placed":
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
+        self._follow(fn)
+        return self
+
+    def _follow(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Take the draws where the weight went."""
         for side, index, effect, key in self._static_effects():
             z = self._draws[side, index]
             gone = z.is_meta and not self.weight.is_meta
@@ -157,7 +162,6 @@ class Placed(nn.Module):
         self.gain = None if self.gain is None else fn(self.gain)
         self._frozen = {}
         self._stamp += 1
-        return self
 
     def extra_repr(self) -> str:
         where = "anonymous chip" if self.chip.number is None else f"chip={self.chip.number}"

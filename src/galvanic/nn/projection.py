@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galvanic.nn.analog import Analog
+from galvanic.nn.ranged import Ranged
 from galvanic.profile import Profile
 
 
@@ -57,6 +58,10 @@ class Projection(Matrix):
     def layout(self) -> tuple[int, ...]:
         return 1, *self.weight.shape
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        Ranged._apply(self, fn, recurse)  # the draws wait for the weight, which its owner moves after this
+        return self
+
     def extra_repr(self) -> str:
         return f"{self._names[0]}{list(self.weight.shape)}, {super().extra_repr().lstrip(', ')}"
 
@@ -85,9 +90,9 @@ class Composite(nn.Module):
         projections = [m for m in self.children() if isinstance(m, Projection)]
         return all(p._bare and not p.profile.converts("input") and p.observer is None for p in projections)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Composite":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         for projection in self.children():
             if isinstance(projection, Projection):
-                projection._apply(fn)  # again: its draws follow the weight, which moved just now
+                projection._follow(fn)  # now that the weight has moved
         return self

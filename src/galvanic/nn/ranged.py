@@ -32,11 +32,11 @@ class Ranged(nn.Module):
         if not self.profile.converts(side) or isinstance(range_, Dynamic):
             return
         if isinstance(range_, Fixed):
-            self.register_buffer(name, self.weight.new_tensor(range_.value).detach(), persistent=False)
+            self.register_buffer(name, self.weight.new_tensor([range_.value]).detach(), persistent=False)
         elif isinstance(range_, Learned):
-            self.register_parameter(name, nn.Parameter(self.weight.new_tensor(float("nan")).detach()))
+            self.register_parameter(name, nn.Parameter(self.weight.new_tensor([float("nan")]).detach()))
         else:
-            self.register_buffer(name, self.weight.new_tensor(float("nan")).detach())
+            self.register_buffer(name, self.weight.new_tensor([float("nan")]).detach())
         self.set_range(side, range_.value if isinstance(range_, Fixed) else None)
 
     def set_range(self, side: str, value: Tensor | float | None) -> None:
@@ -48,6 +48,14 @@ class Ranged(nn.Module):
             with torch.no_grad():
                 getattr(self, f"{side}_range").copy_(value)
         setattr(self, f"_{side}_ready", value is not None)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for side in ("input", "output"):
+            range_ = getattr(self.profile, f"{side}_range")
+            if isinstance(range_, Fixed) and self.stored_range(side) is not None:
+                self.set_range(side, range_.value)  # no checkpoint has it: a model built without memory would lose it
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A digital checkpoint has no ranges: those of the layer stay."""
@@ -66,13 +74,18 @@ class Ranged(nn.Module):
         Raises:
             RuntimeError: it is to be calibrated and has not been.
         """
+        r = self.stored_range(side)
+        return None if r is None else r.clamp(min=smallest(r)).squeeze(0)  # 0-d, which leaves the precision of a signal alone
+
+    def stored_range(self, side: str) -> Tensor | None:
+        """The full scale as it is stored, (1,) since sharding knows no scalars, which a learned one may have left at a value too small to divide by."""
         r: Tensor | None = getattr(self, f"{side}_range", None)
         if r is not None and not getattr(self, f"_{side}_ready") and not self._filled(side, r):
             raise RuntimeError(
                 f"{self.name or 'the layer'}: its {side} range is not calibrated yet; run calibrate_ranges(model, batches), load a "
                 f"checkpoint that has it, or give the profile {side}_range=Dynamic()"
             )
-        return None if r is None else r.clamp(min=smallest(r))
+        return r
 
     def _filled(self, side: str, r: Tensor) -> bool:
         """Whether someone else set the range (an average of models, a functional call); not asked within a graph."""

@@ -18,7 +18,7 @@ def _gates(module: nn.Module, x: Tensor, h: Tensor, state: State) -> State:
     """The new state from the products of input and state, biases included."""
     if isinstance(module, nn.LSTM | nn.LSTMCell):
         i, f, g, o = (x + h).chunk(4, -1)
-        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        c = f.sigmoid() * state[1].to(x.dtype) + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
     if isinstance(module, nn.GRU | nn.GRUCell):
         (xr, xz, xn), (hr, hz, hn) = x.chunk(3, -1), h.chunk(3, -1)

@@ -12,6 +12,7 @@ from galvanic import __version__
 from galvanic.nn.analog import Analog
 from galvanic.nn.convert import analog_layers, convert
 from galvanic.nn.placed import Chip
+from galvanic.nn.projection import Projection
 from galvanic.physics import Conditions
 from galvanic.physics.value import tensors_in
 from galvanic.profile import profile_from_dict, profile_to_dict
@@ -40,15 +41,22 @@ def save(path: str | Path, model: nn.Module) -> None:
         {
             "format": _FORMAT,
             "versions": {"galvanic": __version__, "torch": str(torch.__version__)},
-            "layers": {name: _placed(layer) for name, layer in layers.items()},
+            "layers": {name: _placed(name, layer) for name, layer in layers.items()},
             "state": dict(model.state_dict()),
         },
     )
 
 
-def _placed(layer: Analog) -> dict[str, object]:
+def _placed(name: str, layer: Analog) -> dict[str, object]:
+    module = name.rpartition(".")[0] if isinstance(layer, Projection) else name
     conditions = {k: float(v) for k, v in asdict(layer.conditions).items()}
-    return {"profile": profile_to_dict(layer.profile), "chip": asdict(layer.chip), "conditions": conditions, "gain": layer.gain}
+    return {
+        "profile": profile_to_dict(layer.profile),
+        "module": module,
+        "chip": asdict(layer.chip),
+        "conditions": conditions,
+        "gain": layer.gain,
+    }
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
@@ -71,7 +79,7 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
 
 
 def _rebuilt(tree: dict[str, Any], model: nn.Module) -> nn.Module:
-    profiles = {glob.escape(name): profile_from_dict(placed["profile"], where=name) for name, placed in tree["layers"].items()}
+    profiles = {glob.escape(placed["module"]): profile_from_dict(placed["profile"], where=name) for name, placed in tree["layers"].items()}
     analog = convert(model, profiles, chip=0)  # any numbered one: an anonymous one would be drawn from the global stream
     for name, own in analog.state_dict().items():
         saved = tree["state"].get(name)

@@ -96,8 +96,8 @@ class Stored(Placed):
     def scale(self) -> Tensor:
         """The digital scale, (blocks, columns, 1, ...), from the largest magnitude of each output column or of the layer; 1 for zeros."""
         w = self.cells(self.weight.detach())
-        dims = range(2, w.ndim) if self.profile.weight_scale == "column" else range(w.ndim)
-        top = w.abs().amax(dim=tuple(dims), keepdim=True)
+        dims = tuple(range(2, w.ndim) if self.profile.weight_scale == "column" else range(w.ndim))
+        top = torch.maximum(w.amax(dims, keepdim=True), -w.amin(dims, keepdim=True))  # no copy of the magnitudes
         if self.profile.power_of_two_scales:
             top = torch.exp2(top.log2().ceil())
         return torch.where(top > 0, top, 1.0).expand(w.shape[0], w.shape[1], *top.shape[2:])

@@ -84,6 +84,8 @@ class Nonideality(Value, ABC):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Standardised randomness for a signal of this shape; no physics in it. Standard normal unless a class says otherwise."""
+        if generator is None:  # without the keyword, which ONNX does not know
+            return torch.randn(shape, device=device, dtype=dtype)
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
     @abstractmethod

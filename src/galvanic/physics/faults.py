@@ -40,8 +40,16 @@ class StuckAt(Nonideality):
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         if z is None:
             return x
-        x = torch.where(z < _quantile(at.noise_level * self.low_fraction), self.low, x)
-        return torch.where(z > -_quantile(at.noise_level * self.high_fraction), self.high, x)
+        low, high = at.noise_level * self.low_fraction, at.noise_level * self.high_fraction
+        x = torch.where(_among(z, low), self.low, x)
+        return torch.where(_among(-z, high), self.high, x)
+
+
+def _among(z: Tensor, p: Scalar) -> Tensor:
+    """Whether a standard normal number is among the lowest share `p`."""
+    if torch.compiler.is_exporting():  # ONNX knows the error function, not its inverse
+        return 0.5 * (1 + torch.erf(z / 2**0.5)) < as_tensor(p).to(z.dtype)
+    return z < _quantile(p)
 
 
 def _quantile(p: Scalar) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from galvanic.physics.base import Additive, Context, Nonideality, Per
@@ -52,7 +53,8 @@ class Drift(Nonideality):
         nu = as_tensor(evaluate(self.nu, target))
         if z is not None:
             nu = nu + at.noise_level * evaluate(self.nu_std, target) * z
-        return x * (1 + at.age_s / self.t0_s) ** -nu.abs()
+        base = as_tensor(1 + at.age_s / self.t0_s).to(torch.promote_types(x.dtype, torch.float32))  # ONNX mixes no precisions
+        return x * base ** -nu.abs()
 
 
 @dataclass(frozen=True, kw_only=True)
