@@ -22,7 +22,7 @@ from galvanic.profile import load_profile, profile_names, to_toml
 from galvanic.storage import lock
 
 ROW_NEEDS = {  # what the report reads
-    "placement": {"layer", "type", "where", "why", "rows", "columns", "tiles", "utilisation", "parameters"},
+    "placement": {"layer", "type", "where", "why", "rows", "columns", "tiles", "utilisation", "padding", "parameters"},
     "training": {"recipe", "seed", "epoch", "loss", "noise_level"},
     "digital": {"recipe", "seed", "accuracy", "n_test"},
     "age": {"recipe", "seed", "chip", "age_s", "compensation", "accuracy", "n_test"},
@@ -429,7 +429,7 @@ NETWORKS = {
     "classes": ("def classes(): return nn.Linear(6, 4)", "gives (2, 4) for 2 inputs; scores of shape (2, 3) are needed"),
     "digital": ("def digital(): return nn.Bilinear(6, 6, 3)", "does not take inputs"),
     "nothing": ("class nothing(nn.LayerNorm):\n    def __init__(self):\n        super().__init__(6)\n"
-                "    def forward(self, x):\n        return super().forward(x)[:, :3]\n", "no Linear or Conv layer"),
+                "    def forward(self, x):\n        return super().forward(x)[:, :3]\n", "no layer that could go on a chip"),
     "frozen": ("def frozen(): return Net().requires_grad_(False)", "nothing to train"),
     "lazy": ("def lazy(): return nn.LazyLinear(3)", "has no shape before the first call"),
 }  # fmt: skip

@@ -354,3 +354,19 @@ def test_inspect_finds_the_error_and_the_clipping_of_each_layer():
     (row,) = inspect(convert(nn.Sequential(layer), load_profile("ideal"), chip=0), x)
     assert row["error"] == 0
     assert row["input_range"] is None
+
+
+@pytest.mark.parametrize("name", ["pcm", "reram-milo", "flash"])
+def test_a_large_matrix_written_in_pieces_is_the_one_written_at_once(name, monkeypatch):
+    torch.manual_seed(0)
+    for layer in (nn.Linear(6, 9), nn.Conv2d(4, 6, 3, groups=2)):
+        analog = age(convert(layer, load_profile(name), chip=3), 1e4)
+        with torch.no_grad():
+            whole = analog._written(Context(**analog.at))
+            monkeypatch.setattr("galvanic.nn.written._PIECE", 40)
+            assert len(analog._pieces()) > 1
+            parts = analog._written(Context(**analog.at))
+            monkeypatch.undo()
+        torch.testing.assert_close(parts.lanes[0], whole.lanes[0], rtol=1e-5, atol=1e-7)  # the last bit of a vectorised power may differ
+        assert (whole.variances is None) == (parts.variances is None)
+        torch.testing.assert_close(parts.variances, whole.variances, rtol=1e-5, atol=0)

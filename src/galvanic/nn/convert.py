@@ -181,7 +181,7 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
     """A row for every layer that holds parameters: where it runs and why, and how it fills its tiles.
 
     Keys: layer, type, where ('analog' | 'digital'), why, parameters, and for analog layers rows and columns of its matrix (of one group),
-    tiles, utilisation (cells used of those in its tiles; 1 where tiles have no size).
+    tiles, utilisation (cells used of those in its tiles; 1 where tiles have no size), padding (cells of its tiles left unused).
     """
     rows, inside = [], _parts_of_layers(model)
     for name, module in model.named_modules():
@@ -217,15 +217,31 @@ def _type(module: nn.Module) -> str:
 
 def _placement(module: nn.Module) -> dict[str, Any]:
     if not isinstance(module, Analog):
-        return {"where": "digital", "why": _why_digital(module), "rows": None, "columns": None, "tiles": 0, "utilisation": None}
+        return {
+            "where": "digital",
+            "why": _why_digital(module),
+            "rows": None,
+            "columns": None,
+            "tiles": 0,
+            "utilisation": None,
+            "padding": None,
+        }
     blocks, rows, columns = module.matrix()
     p, code = module.profile, module.profile.encoding
     wide = columns + code.extra_columns
     tiles = blocks * len(module.cuts()) * -(-wide // (p.columns or wide))
     size = (p.rows or -(-rows // len(module.cuts()))) * (p.columns or wide)
-    used = min(1.0, blocks * rows * columns / (tiles * size))
+    used, cells = blocks * rows * columns, tiles * size
     why = f"weights on {p.name}" + ("" if module.bias is None else ", bias digital")
-    return {"where": "analog", "why": why, "rows": rows, "columns": columns, "tiles": tiles, "utilisation": used}
+    return {
+        "where": "analog",
+        "why": why,
+        "rows": rows,
+        "columns": columns,
+        "tiles": tiles,
+        "utilisation": min(1.0, used / cells),
+        "padding": max(0, cells - used),
+    }
 
 
 def _why_digital(module: nn.Module) -> str:

@@ -15,7 +15,8 @@ from galvanic.physics.value import brief
 def ensemble(model: nn.Module, x: Tensor, *, chips: Iterable[int], write: int = 0, age_s: float = 0.0) -> Tensor:
     """What the model answers to `x` on each of several chips, (chips, \\*output), by `torch.vmap` over their draws.
 
-    Everything that does not differ between the chips is computed once. Noise per read is new on every chip. Gradients reach the parameters.
+    Noise per read is new on every chip. Gradients reach the parameters. It is one batched product a layer, for accelerators and for
+    functions of many chips; on a CPU, which gains nothing by that, a loop over `program` is as fast or faster (`benchmarks/scaling.py`).
 
     Args:
         model: an analog model; it is left as it is. Its conditions hold, but for the age.

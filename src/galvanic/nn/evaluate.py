@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
         model: an analog model; it is left as it is.
-        metric: what is measured, of the model it is given.
+        metric: what is measured, of the model it is given, which it leaves as it is.
         chips: numbers of chips; report on others than those trained on.
         writes: how often each chip is written.
         ages_s: seconds since the write.
@@ -48,11 +48,13 @@ def evaluate(
     if writes < 1:
         raise ValueError(f"evaluate: writes = {writes}: each chip is written once or more")
     rows = []
+    fresh = copy.deepcopy(model).eval()
     for chip in chips:
         for write in range(writes):
             for age_s in ages_s:
                 there = replace(conditions, age_s=age_s)
-                placed = at(program(copy.deepcopy(model).eval(), chip, write), there)
+                placed = fresh if compensation is None else copy.deepcopy(fresh)  # a compensation may change what belongs to all chips
+                at(program(placed, chip, write), there)
                 if compensation is not None:
                     compensate(placed, compensation)
                 rows.append(_row(chip, write, there, compensation, metric(placed)))

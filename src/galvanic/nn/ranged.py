@@ -78,7 +78,7 @@ class Ranged(nn.Module):
         return None if r is None else r.clamp(min=smallest(r)).squeeze(0)  # 0-d, which leaves the precision of a signal alone
 
     def stored_range(self, side: str) -> Tensor | None:
-        """The full scale as it is stored, (1,) since sharding knows no scalars, which a learned one may have left at a value too small to divide by."""
+        """The full scale as it is stored, (1,) since sharding knows no scalars; a learned one may be too small to divide by."""
         r: Tensor | None = getattr(self, f"{side}_range", None)
         if r is not None and not getattr(self, f"_{side}_ready") and not self._filled(side, r):
             raise RuntimeError(

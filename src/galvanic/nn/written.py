@@ -10,6 +10,8 @@ from galvanic.nn.placed import Placed, even
 from galvanic.physics import Additive, Circuit, Context, DifferentialPair, Direct, Gaussian, Kirchhoff, Nonideality
 from galvanic.physics.value import tensors_in
 
+_PIECE = 1 << 20  # devices; what is computed on the way to a large matrix then stays small
+
 
 @dataclass(frozen=True)
 class Written:
@@ -67,13 +69,30 @@ class Stored(Placed):
         scale = self.scale()
         if self._added:
             return Written(((self._with_noise(scale, at),),), None, scale, unscaled=True)
-        g = self.conductances(scale, at)
+        pieces = [self._lanes(scale, at, piece) for piece in self._pieces()]
+        if len(pieces) == 1:
+            return Written(*pieces[0], scale)
+        lanes = tuple(
+            tuple(torch.cat(parts, 1) for parts in zip(*terms, strict=True)) for terms in zip(*[p[0] for p in pieces], strict=True)
+        )
+        return Written(lanes, _joined([p[1] for p in pieces]), scale)
+
+    def _pieces(self) -> list[slice]:
+        """The columns, in pieces of about `_PIECE` devices where nothing couples them and no gradient keeps every step anyway."""
+        blocks, rows, columns = self.matrix()
+        p = self.profile
+        coupled = torch.is_grad_enabled() or not p.product.local or p.encoding.extra_columns or any(e.lines for e in p.weight)
+        each = max(1, _PIECE // (blocks * rows * p.encoding.devices))
+        return [slice(0, columns)] if coupled or torch.compiler.is_compiling() else [slice(a, a + each) for a in range(0, columns, each)]
+
+    def _lanes(self, scale: Tensor, at: Context, columns: slice) -> tuple[tuple[tuple[Tensor, ...], ...], tuple[Tensor, ...] | None]:
+        g = self.conductances(scale, at, columns)
         code, product = self.profile.encoding, self.profile.product
         if isinstance(product, Circuit):
-            return Written(((g,),), None, scale)
+            return ((g,),), None
         terms = product.matrices(g) if product.local else (self._by_tiles(lambda tile: product.matrices(tile)[0], g),)
         by_term = [code.lanes(matrix) for matrix in terms]
-        return Written(tuple(zip(*by_term, strict=True)), self._variances(g, at), scale)
+        return tuple(zip(*by_term, strict=True)), self._variances(g, at)
 
     def _with_noise(self, scale: Tensor, at: Context) -> Tensor:
         """The weight plus noise of the scale: `conductances` times the scale, without dividing by it first."""
@@ -102,14 +121,27 @@ class Stored(Placed):
             top = torch.exp2(top.log2().ceil())
         return torch.where(top > 0, top, 1.0).expand(w.shape[0], w.shape[1], *top.shape[2:])
 
-    def conductances(self, scale: Tensor, at: Context) -> Tensor:
-        """The conductances now, (devices, blocks, columns, channels, ...), in units of the largest; noise per read is not in them."""
-        target = self.profile.encoding.encode(self.cells(self.weight) / scale)
+    def conductances(self, scale: Tensor, at: Context, columns: slice | None = None) -> Tensor:
+        """The conductances now, (devices, blocks, columns, channels, ...), in units of the largest; noise per read is not in them.
+
+        Args:
+            scale: the digital scale.
+            at: the conditions.
+            columns: some of the columns; None for all.
+        """
+        w = self.cells(self.weight)
+        part = w.shape[1] if columns is None else len(range(w.shape[1])[columns])
+        whole = part == w.shape[1]
+        if not whole and columns is not None:
+            w, scale = w[:, columns], scale[:, columns]
+        target = self.profile.encoding.encode(w / scale)
         g, context = target, replace(at, target=target, written=target)
         for index, effect in enumerate(self.profile.weight):
             if effect.per == "read":
                 continue
             z = self._randomness("weight", index, effect, g)
+            if z is not None and not whole and columns is not None:
+                z = z.narrow(z.ndim - w.ndim + 1, columns.start, part)
             g = self._on_lines(effect, g, z, context) if effect.lines else effect.apply(g, z, context)
             if self.profile.encoding.nonnegative:
                 g = g.clamp(min=0)
@@ -137,6 +169,14 @@ class Stored(Placed):
                 rows.append(torch.cat(tiles, 1))
             blocks.append(torch.cat(rows, 2))
         return torch.stack(blocks, 1)
+
+
+def _joined(pieces: list[tuple[Tensor, ...] | None]) -> tuple[Tensor, ...] | None:
+    """The variances of all columns; where all cells are alike, those of any."""
+    known = [p for p in pieces if p is not None]
+    if not known:
+        return None
+    return tuple(parts[0] if parts[0].numel() == 1 else torch.cat(parts, 1) for parts in zip(*known, strict=True))
 
 
 def _tile(t: Tensor, ndim: int, block: int, columns: slice, channels: slice) -> Tensor:

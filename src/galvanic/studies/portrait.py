@@ -21,7 +21,17 @@ _SIDES = ("input", "weight", "output")
 
 def facts(profile: Profile) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
     """(side, effect, source, [(parameter, value with unit), ...]) of every number; without unit: of full scale."""
-    general = ("rows", "columns", "weight_scale", "encoding", "product", "input_range", "output_range")
+    general = (
+        "rows",
+        "columns",
+        "weight_scale",
+        "power_of_two_scales",
+        "encoding",
+        "input_coding",
+        "product",
+        "input_range",
+        "output_range",
+    )
     rows = [("tile", "", "", [(name, str(getattr(profile, name))) for name in general])]
     for side in _SIDES:
         rows += [(side, type(effect).__name__, effect.source, _parameters(effect)) for effect in getattr(profile, side)]
