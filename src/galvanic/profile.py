@@ -21,7 +21,7 @@ from galvanic.physics.coding import InputCoding, Whole
 from galvanic.physics.encoding import Direct, Encoding
 from galvanic.physics.product import Kirchhoff, Product
 from galvanic.physics.value import Value, brief
-from galvanic.ranges import Dynamic, Range
+from galvanic.ranges import Dynamic, Learned, Range
 
 UNITS = {
     "s": "seconds",
@@ -88,6 +88,14 @@ class Profile(Value):
                 raise ValueError(
                     f"weight effect {type(effect).__name__} has per='read', which only additive Gaussian noise can have; use per='snapshot'"
                 )
+            if effect.per == "read" and not self.product.lumps:
+                raise ValueError(
+                    f"weight effect {type(effect).__name__} has per='read', which a {type(self.product).__name__} cannot turn into noise "
+                    "of its outputs; use per='snapshot'"
+                )
+        for side in ("input", "output"):
+            if self.power_of_two_scales and self.converts(side) and isinstance(getattr(self, f"{side}_range"), Dynamic | Learned):
+                raise ValueError(f"power_of_two_scales: the {side}_range is fixed or calibrated; one that moves is no power of two")
 
     def converts(self, side: str) -> bool:
         """Whether the signals of this side have a full scale: 'input' or 'output'."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from galvanic import calibrate_ranges, convert, describe, load_profile, profile_names, to_digital
+from galvanic import calibrate_ranges, convert, describe, evaluate, load_profile, profile_names, program, to_digital
 from galvanic.nn import Analog, AnalogConv2d, AnalogLinear
 from galvanic.physics import Quantize
 from galvanic.profile import Profile
@@ -190,7 +190,7 @@ def test_describe_speaks_of_every_layer_with_parameters():
     rows = describe(convert(model, load_profile("pcm"), chip=0))
     assert [r["layer"] for r in rows] == ["0", "1", "2", "3.ih_l0", "3.hh_l0", "4", "6"]
     conv, norm, linear, lstm, state, embedding, lazy = rows
-    assert lazy["why"] == "it goes on the chip in its first call, when its shape is known"
+    assert lazy["why"] == "it goes on the chip after its first call, when its shape is known"
     assert (conv["rows"], conv["columns"], conv["tiles"]) == (72, 32, 2)
     assert conv["utilisation"] == pytest.approx(2 * 72 * 32 / (2 * 512 * 512))
     assert (linear["rows"], linear["columns"], linear["tiles"]) == (1000, 700, 4)
@@ -247,19 +247,20 @@ def test_a_parametrised_weight_stays_parametrised_on_the_chip_and_comes_back():
     first.load_state_dict(model.state_dict(), strict=True)
 
 
-def test_a_lazy_layer_goes_on_the_chip_in_its_first_call():
+def test_a_lazy_layer_is_built_by_its_first_call_and_on_the_chip_from_then_on():
     torch.manual_seed(0)
     model = convert(nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyConvTranspose1d(2, 3)), load_profile("generic-4bit"), chip=3)
-    untouched = to_digital(model)
-    x = torch.randn(2, 6, 5)
-    calls = []
-    model[0].register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(RuntimeError, match="0: its input range is not calibrated yet"):
-        model(x)
-    assert isinstance(model[0], Analog)
-    calibrate_ranges(model[0], [x])
-    calibrate_ranges(convert(nn.Linear(1, 1), load_profile("ideal"), chip=0), [torch.ones(1, 1)])
-    assert model[0].chip.number == 3
+    untouched, twin, x = to_digital(model), copy.deepcopy(model), torch.randn(2, 6, 5)
+    for verb in (lambda: program(model, 4), lambda: calibrate_ranges(model, [x]), lambda: evaluate(model, float, chips=[1])):
+        with pytest.raises(ValueError, match="layer 0 is lazy and has no weight yet: call the model once"):
+            verb()
+    for built in (model, twin):
+        first = built(x)  # digital
+        assert [type(m).__name__ for m in built] == ["AnalogLinear", "ReLU", "AnalogConvTranspose1d"]
+        assert torch.equal(to_digital(built)(x), first)
+        calibrate_ranges(built, [x])
+        assert not torch.allclose(built(x), first)
+        assert built[0].chip.number == 3
     assert untouched(x).shape == (2, 2, 6)
     assert not any(isinstance(m, Analog) for m in untouched.modules())
 

@@ -8,6 +8,7 @@ from galvanic.nn.compensate import BatchNorm, ColumnDrift, Compensation, GlobalD
 from galvanic.nn.convert import analog_layers, convert, describe, to_digital
 from galvanic.nn.ensemble import ensemble
 from galvanic.nn.evaluate import evaluate, inspect
+from galvanic.nn.fused import unfused
 from galvanic.nn.layers import (
     AnalogConv1d,
     AnalogConv2d,
@@ -59,4 +60,5 @@ __all__ = [
     "reads",
     "save",
     "to_digital",
+    "unfused",
 ]

@@ -11,7 +11,7 @@ from galvanic.nn import fused
 from galvanic.nn.placed import Side, even
 from galvanic.nn.ranged import Ranged, smallest
 from galvanic.nn.written import Stored, Written
-from galvanic.physics import Circuit, Context, Kirchhoff, Whole
+from galvanic.physics import Circuit, Context, Kirchhoff, Nonideality, Whole
 from galvanic.profile import Profile
 from galvanic.seeding import generator
 
@@ -77,12 +77,17 @@ class Analog(Stored, Ranged):
         """The prepared inputs as vectors, (..., positions..., channels x kernel), for a circuit that is solved vector by vector."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *how: Any) -> Tensor:
+    def how(self, x: Tensor, *given: Any) -> tuple[Any, ...]:
+        """What the product needs to know beside the signal and the weight, from the further arguments of the call."""
+        return given
+
+    def forward(self, input: Tensor, *given: Any) -> Tensor:
+        x, how = input, self.how(input, *given)
         if self.observer is not None:
             return self._observe(x, *how)
         at = Context(**self.at)
         w = self.written(at)
-        if not self.profile.converts("input") and not self.profile.output and w.variances is None and len(w.lanes) == len(w.lanes[0]) == 1:
+        if self._alone(w):
             return self.digital(x, self.weight if self._bare else self.native(self._whole(w)), *how)
         u, r_x = self.enter(x, at)
         results = self.results(u, w, *how)
@@ -99,6 +104,11 @@ class Analog(Stored, Ranged):
             r_x = r_x.clamp(min=smallest(r_x))
         y = y * (self._broadcast(factor) * (1 if r_x is None else r_x)).to(y.dtype)
         return y if self.bias is None else y + self._broadcast(self.bias).to(y.dtype)
+
+    def _alone(self, w: Written) -> bool:
+        """Whether nothing but one matrix stands between input and output."""
+        converted = self.profile.converts("input") or self.profile.output or w.variances is not None
+        return not converted and len(w.lanes) == len(w.lanes[0]) == 1 and not self.profile.encoding.extra_columns
 
     def _whole(self, w: Written) -> Tensor:
         """The only matrix in units of the weight."""
@@ -120,10 +130,15 @@ class Analog(Stored, Ranged):
         converter, r = self._converters["input"], self.stored_range("input")
         if r is not None and converter is not None and not converter.std and fused.possible(x):
             return self.prepare(fused.enter(x, r.detach() if self._wants_range_alone(x, r) else r, converter)), r
-        r = self.full_scale("input")
-        if r is None:
-            r = _largest(x, range(x.ndim - 1 - self.trailing, x.ndim))
+        r = self._full_scale_of(x)
         return self.prepare(self._disturb("input", x / r, at)), r
+
+    def _full_scale_of(self, x: Tensor) -> Any:
+        """The full scale of these inputs: one number, or one a vector; None where that side needs none."""
+        if not self.profile.converts("input"):
+            return None
+        r = self.full_scale("input")
+        return _largest(x, range(x.ndim - 1 - self.trailing, x.ndim)) if r is None else r
 
     def _wants_range_alone(self, x: Tensor, r: Tensor) -> bool:
         """Whether the range of the inputs wants a gradient and they do not: then `_along_range` gives it its own."""
@@ -176,7 +191,9 @@ class Analog(Stored, Ranged):
         z = None if variance is None else self._read_draw(f"cells/{place}", 0, y, torch.randn)
         if variance is None or z is None:
             return y
-        return y + self._power(inputs[0].square(), matrices[0], variance, *how).clamp(min=smallest(y)).sqrt() * z
+        power = self._power(inputs[0].square(), matrices[0], variance, *how)
+        power = power.to(torch.promote_types(power.dtype, torch.float32))  # the smallest number of half precision is no small noise
+        return y + power.clamp(min=smallest(power)).sqrt().to(y.dtype) * z
 
     def _power(self, squares: Tensor, matrix: Tensor, variance: Tensor, *how: Any) -> Tensor:
         """sum_i x_i^2 var_i, of a signal that broadcasts against the tile's result; one column for all where cells are alike."""
@@ -256,10 +273,16 @@ class Analog(Stored, Ranged):
             if effect.lines:
                 axis = x.ndim - 1 - self.trailing
                 x = x.movedim(axis, -1)
-                x = effect.apply(x, self._randomness(side, index, effect, x, converter), at).movedim(-1, axis)
+                x = self._on_neighbours(side, effect, x, self._randomness(side, index, effect, x, converter), at).movedim(-1, axis)
             else:
                 x = effect.apply(x, self._randomness(side, index, effect, x, converter), at)
         return x
+
+    def _on_neighbours(self, side: Side, effect: Nonideality, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
+        """An effect among the lines (last) of a signal: neighbours are those of one block and tile."""
+        sizes = self.line_sizes(side, x.shape[-1])
+        draws = [None] * len(sizes) if z is None else z.split(sizes, -1)
+        return torch.cat([effect.apply(part, draw, at) for part, draw in zip(x.split(sizes, -1), draws, strict=True)], -1)
 
     def _broadcast(self, columns: Tensor) -> Tensor:
         """A value per column against a signal."""
@@ -269,27 +292,27 @@ class Analog(Stored, Ranged):
         return scale if self.gain is None else scale * (self.gain.view(scale.shape) if self.gain.numel() > 1 else self.gain)
 
     def _observe(self, x: Tensor, *how: Any) -> Tensor:
-        """Compute digitally, keeping samples of the inputs and of what the output converters see, in units of one cell and of the input."""
+        """Compute digitally, keeping samples of the inputs or of what the output converters see, in units of one cell."""
         assert self.observer is not None
-        self.observer["input"].append(magnitudes(x))
-        if self.profile.output:
+        if "input" in self.observer:
+            self.observer["input"].append(magnitudes(x))
+        elif self.profile.output:
             for y in self.currents(x, *how):
                 self.observer["output"].append(magnitudes(y))
         return self.digital(x, self.weight, *how)
 
     def currents(self, x: Tensor, *how: Any) -> list[Tensor]:
-        """What ideal devices would give the output converters, for inputs in units of the signal; wires are left out."""
+        """What ideal devices would give the output converters, in units of one cell; wires are left out."""
         scale, product = self.scale(), self.profile.product
         g = self.profile.encoding.encode(self.cells(self.weight) / scale)
         terms = product.matrices(g) if product.local else (g,)
         lanes = tuple(zip(*[self.profile.encoding.lanes(matrix) for matrix in terms], strict=True))
-        r = x.abs().max().clamp(min=smallest(x)) if self.profile.converts("input") else x.new_ones(())
-        u, cuts = self.prepare(x / r), self.cuts()
+        u, cuts = self.prepare(x if (r := self._full_scale_of(x)) is None else x / r), self.cuts()
         passes = [[self.parts(term, cuts) for term in self._inputs(one)] for one in self.profile.input_coding.passes(u)]
         sizes = [cut.stop - cut.start for cut in cuts]
         split = [[_cut(matrix, sizes) for matrix in lane] for lane in lanes]
         return [
-            r * self._tile([p[t] for p in terms], [m[t] for m in lane], None, (t, 0, 0), *how)
+            self._tile([p[t] for p in terms], [m[t] for m in lane], None, (t, 0, 0), *how)
             for t in range(len(cuts))
             for lane in split
             for terms in passes

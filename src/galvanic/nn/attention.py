@@ -42,6 +42,10 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        if not (len(query) == len(key) == len(value)) or key.shape[1] != value.shape[1]:
+            raise RuntimeError(
+                f"attention: batches or lengths differ: query {len(query)}, key {tuple(key.shape[:2])}, value {tuple(value.shape[:2])}"
+            )
         q, k, v = self._projected(query, key, value)  # (batch, length, embedding)
         mask = self._mask(q, k, key_padding_mask, attn_mask)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (batch, heads, length, head)

@@ -1,7 +1,7 @@
 """Converter ranges from data."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from galvanic.nn.analog import Analog, magnitudes
 from galvanic.nn.convert import analog_layers
 from galvanic.physics import Context
 from galvanic.physics.value import brief
-from galvanic.ranges import Dynamic, FromData
+from galvanic.ranges import FromData
 
 
 def inputs_of(batch: Any) -> Tensor:
@@ -25,6 +25,11 @@ def inputs_of(batch: Any) -> Tensor:
     return x
 
 
+def answer(model: nn.Module, batch: Any) -> Any:
+    """What a model answers to a batch: inputs, a tuple that begins with them, or a mapping of keyword arguments."""
+    return model(**batch) if isinstance(batch, Mapping) else model(inputs_of(batch))
+
+
 @torch.no_grad()
 def calibrate_ranges(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Set every input and output range that comes from data, in place, from what the digital twin computes on some batches.
@@ -33,22 +38,24 @@ def calibrate_ranges(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Args:
         model: an analog model; it is run in evaluation mode and returned to the mode it was in.
-        batches: inputs, or tuples that begin with them.
+        batches: inputs, tuples that begin with them, or mappings of keyword arguments; run through twice, for the inputs of each layer and
+            then for its outputs.
 
     Raises:
         ValueError: no batch came, or a signal is not finite.
     """
     layers = analog_layers(model)
     modes = {module: module.training for module in model.modules()}
-    for layer in layers.values():
-        layer.observer = {"input": [], "output": []}
+    batches = tuple(batches) if isinstance(batches, Iterator) else batches  # they are run through twice
     try:
         model.eval()
-        seen = sum(1 for batch in batches if model(inputs_of(batch)) is not None)
-        if not seen:
-            raise ValueError("calibrate_ranges: the batches are empty")
-        for name, layer in layers.items():
-            _set_ranges(name, layer)
+        for side in ("input", "output"):  # what an output converter sees follows from the range of the inputs
+            for layer in layers.values():
+                layer.observer = {side: []}
+            if not sum(1 for batch in batches if answer(model, batch) is not None):
+                raise ValueError("calibrate_ranges: the batches are empty")
+            for name, layer in layers.items():
+                _set_range(name, layer, side)
     finally:
         for layer in layers.values():
             layer.observer = None
@@ -57,27 +64,21 @@ def calibrate_ranges(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     return model
 
 
-def _set_ranges(name: str, layer: Analog) -> None:
-    observer = layer.observer or {}
-    if not observer["input"]:
-        return  # a layer that these inputs do not reach
-    inputs = torch.cat(observer["input"])
-    outputs = torch.cat(observer["output"] or [inputs])
-    if not (inputs.isfinite().all() and outputs.isfinite().all()):
+def _set_range(name: str, layer: Analog, side: Literal["input", "output"]) -> None:
+    seen = (layer.observer or {})[side]
+    if not seen:
+        return  # a layer that these inputs do not reach, or without converters on this side
+    sample = torch.cat(seen)
+    if not sample.isfinite().all():
         raise ValueError(f"calibrate_ranges: the signal of {name} is not finite; is there a NaN in the data?")
-    r_x = _choose(layer, "input", inputs)
-    if layer.profile.converts("input") and r_x is None:
-        r_x = inputs.max()  # dynamic: the worst vector decides what the outputs can reach
-    _choose(layer, "output", outputs / (1 if r_x is None else r_x))
+    _choose(layer, side, sample)
 
 
-def _choose(layer: Analog, side: str, sample: Tensor) -> Tensor | None:
-    """Set the range of a side, and say what it is (None: found per vector, or the side has no effects)."""
+def _choose(layer: Analog, side: str, sample: Tensor) -> None:
+    """Set the range of a side where it comes from data."""
     range_ = getattr(layer.profile, f"{side}_range")
-    effects = getattr(layer.profile, side)
-    if not layer.profile.converts(side) or isinstance(range_, Dynamic):
-        return None
-    if isinstance(range_, FromData):
+    effects = [effect for effect in getattr(layer.profile, side) if not effect.lines]  # a sample has no neighbours
+    if layer.profile.converts(side) and isinstance(range_, FromData):
         still = Context(**layer.at)
 
         def convert(x: Tensor) -> Tensor:
@@ -88,5 +89,5 @@ def _choose(layer: Analog, side: str, sample: Tensor) -> Tensor | None:
         largest = sample.max()
         chosen = range_.choose(magnitudes(sample, 1 << 20), convert)  # torch.quantile takes no more than 16 million
         silent = 1.0 if largest == 0 else largest  # any range does for silence, but a tiny one would block the gradient
-        layer.set_range(side, chosen if chosen > 0 else silent)
-    return layer.full_scale(side)
+        chosen = chosen if chosen > 0 else torch.as_tensor(silent)
+        layer.set_range(side, torch.exp2(chosen.log2().ceil()) if layer.profile.power_of_two_scales else chosen)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from galvanic.nn.analog import Analog
-from galvanic.nn.calibrate import inputs_of
+from galvanic.nn.calibrate import answer
 from galvanic.nn.convert import analog_layers
 from galvanic.physics import Quantize
 from galvanic.physics.value import brief
@@ -166,7 +166,7 @@ class BatchNorm(Compensation):
             m.train()
         seen = 0
         try:
-            seen = sum(1 for batch in self.batches if model(inputs_of(batch)) is not None)
+            seen = sum(1 for batch in self.batches if answer(model, batch) is not None)
         finally:
             for m, (momentum, buffers) in zip(norms, before, strict=True):
                 m.momentum = momentum

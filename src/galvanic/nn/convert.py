@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from galvanic.nn.analog import Analog
-from galvanic.nn.layers import ANALOG_FORM
+from galvanic.nn.layers import ANALOG_FORM, analog_form
 from galvanic.nn.placed import Chip
 from galvanic.nn.projection import Composite, Projection
 from galvanic.physics import Conditions
-from galvanic.physics.value import brief
+from galvanic.physics.value import brief, tensors_in
 from galvanic.profile import Profile
 
 _DIGITAL_FORM = {analog: digital for digital, analog in ANALOG_FORM.items()}
@@ -29,8 +29,8 @@ def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *
     """A copy of the model whose linear, convolution, recurrent and attention layers sit on a chip; the digital model is untouched.
 
     Parameter names and shapes stay, tied and parametrised weights stay what they are, and a digital state dict loads strictly. A lazily
-    built layer goes on the chip in its first call. `describe` says what became of each layer. A weight that the model uses without
-    calling its layer is not on the chip.
+    built layer goes on the chip after its first call, which is digital. `describe` says what became of each layer. A weight that the
+    model uses without calling its layer is not on the chip.
 
     Args:
         model: any module; a model that is analog already is converted anew.
@@ -59,21 +59,24 @@ def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *
 
 def to_digital(model: nn.Module) -> nn.Module:
     """A copy of the model with every analog layer digital again, parameters bit for bit."""
-    model = _copied(model)
+    model = copied(model)
     for module in list(model.modules()):
         if isinstance(module, Composite) or (isinstance(module, Analog) and not isinstance(module, Projection)):
             _uninstall(module)
         if isinstance(module, nn.TransformerEncoderLayer) and hasattr(module, "_galvanic_activation"):
             module.activation_relu_or_gelu = module.__dict__.pop("_galvanic_activation")
-        if (waiting := module.__dict__.pop("_galvanic_later", None)) is not None:
-            module._forward_hooks.pop(waiting, None)
-            module._forward_hooks_with_kwargs.pop(waiting, None)
+        if isinstance(module, nn.TransformerEncoder) and hasattr(module, "_galvanic_nested"):
+            module.use_nested_tensor = module.__dict__.pop("_galvanic_nested")
+        if module.__dict__.pop("_galvanic_later", None) is not None:
+            _forget_first_call(module)
     return model
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, shared: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, which shares tensors that are parameters of physics and whatever is listed by its `id`."""
+    physics = [t for m in model.modules() if isinstance(m, Analog) for t in tensors_in(m.profile)]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(t): t for t in physics} | (shared or {}))
     except RuntimeError as error:
         raise ValueError(
             f"the model cannot be copied ({str(error).split('. ')[0]}); weight_norm and spectral_norm by hooks make such weights, those of "
@@ -84,17 +87,17 @@ def _copied(model: nn.Module) -> nn.Module:
 def _digital_form(module: nn.Module) -> type[nn.Module] | None:
     """The class with an analog form that a module is of; None for any other. A parametrised module is of the class it was made from."""
     kind = _LAZY.get(type(module), type(module))
-    if kind not in ANALOG_FORM and parametrize.is_parametrized(module):
+    if parametrize.is_parametrized(module) and analog_form(kind) is None:
         kind = kind.__bases__[0]
-    return kind if kind in ANALOG_FORM else None
+    return None if analog_form(kind) is None else kind
 
 
 def _install(module: nn.Module, profile: Profile, name: str, chip: int | None) -> None:
     """Change the class of the layer in place: hooks, ties and every reference to it stay."""
     own, before = set(module.__dict__), type(module)
-    form: type[nn.Module] = ANALOG_FORM[_digital_form(module)]  # type: ignore[index]
+    form: Any = analog_form(_digital_form(module) or before)
     if parametrize.is_parametrized(module):  # its class holds the properties that compute the parameters
-        form = type(before.__name__, (form,), {k: v for k, v in vars(before).items() if k not in ("__dict__", "__weakref__")})
+        form = _with_properties(form, before)
     module.__class__ = form
     module.install(profile, name)  # type: ignore[operator]
     for layer in module.modules():
@@ -104,27 +107,39 @@ def _install(module: nn.Module, profile: Profile, name: str, chip: int | None) -
     module._installed = tuple(set(module.__dict__) - own)  # type: ignore[assignment]
 
 
+def _with_properties(base: type[nn.Module], parametrised: type[nn.Module]) -> type[nn.Module]:
+    """A parametrised class of another base."""
+    own = {k: v for k, v in vars(parametrised).items() if k not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{base.__name__}", (base,), own)
+
+
 def _install_later(module: nn.Module, profile: Profile, name: str, chip: int | None) -> None:
-    """A lazy layer has its weight after its first call, which is made again on the chip."""
+    """A lazy layer has its weight after its first call."""
+    module.__dict__["_galvanic_later"] = (profile, name, chip)
+    module.register_forward_hook(_first_call)
 
-    def first_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> Any:
-        handle.remove()
-        module.__dict__.pop("_galvanic_later")
-        _install(module, profile, name, chip)
-        return module.forward(*args, **kwargs)
 
-    handle = module.register_forward_hook(first_call, with_kwargs=True)
-    module.__dict__["_galvanic_later"] = handle.id
+def _first_call(module: nn.Module, args: Any, output: Any) -> None:
+    _forget_first_call(module)
+    _install(module, *module.__dict__.pop("_galvanic_later"))
+
+
+def _forget_first_call(module: nn.Module) -> None:
+    for key, hook in list(module._forward_hooks.items()):
+        if hook is _first_call:
+            del module._forward_hooks[key]
 
 
 def _uninstall(module: nn.Module) -> None:
     if isinstance(module, Composite):
         module.uninstall()
-    digital = module._digital_class
+    digital: Any = module._digital_class
+    if parametrize.is_parametrized(module) and analog_form(digital) is not None:  # parametrised since it was converted
+        digital = _with_properties(digital, type(module))
     for name in module._installed:  # type: ignore[union-attr]
         del module.__dict__[name]
     del module.__dict__["_installed"]
-    module.__class__ = digital  # type: ignore[assignment]
+    module.__class__ = digital
     for side in ("input", "output"):
         module._parameters.pop(f"{side}_range", None)
         module._buffers.pop(f"{side}_range", None)
@@ -160,6 +175,8 @@ def _refuse_idle_patterns(patterns: Mapping[str, Any], deciding: Mapping[str, st
 def _close_bypasses(model: nn.Module) -> None:
     """In evaluation, TransformerEncoderLayer hands its weights to a fused kernel that calls no layer: keep it on the layers' path."""
     for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Analog) for m in module.modules()):
+            module._galvanic_nested, module.use_nested_tensor = module.use_nested_tensor, False  # type: ignore[assignment]
         if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, Analog) for m in module.modules()):
             module._galvanic_activation = module.activation_relu_or_gelu  # type: ignore[assignment]
             module.activation_relu_or_gelu = 0
@@ -169,8 +186,11 @@ def analog_layers(model: nn.Module) -> dict[str, Analog]:
     """The analog layers by name, in the order of the model.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or one waits for its first call.
     """
+    waiting = [name for name, m in model.named_modules() if "_galvanic_later" in m.__dict__]
+    if waiting:
+        raise ValueError(f"layer {waiting[0]} is lazy and has no weight yet: call the model once, which puts it on the chip")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Analog)}
     if not layers:
         raise ValueError("the model has no analog layer: convert(model, profile, chip=...) makes one")
@@ -196,7 +216,9 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
 
 def _parts_of_layers(model: nn.Module) -> set[int]:
     """The modules whose parameters are told with those of another: within a composite, and parametrisations."""
-    composites = [m for c in model.modules() if isinstance(c, Composite) for m in c.modules() if not isinstance(m, Projection)]
+    composites = [
+        m for c in model.modules() if isinstance(c, Composite) for m in c.modules() if not isinstance(m, Projection) and m is not c
+    ]
     parametrised = [m for c in model.modules() if parametrize.is_parametrized(c) for m in c.parametrizations.modules()]  # type: ignore[union-attr]
     return {id(m) for m in composites + parametrised}
 
@@ -204,6 +226,9 @@ def _parts_of_layers(model: nn.Module) -> set[int]:
 def _parameters(module: nn.Module) -> list[Any]:
     if isinstance(module, Projection):
         return [p for p in (module.weight, module.bias) if p is not None]
+    if isinstance(module, Composite):  # what no projection holds: biases of attention
+        told = {id(getattr(p._owner[0], n)) for p in module.modules() if isinstance(p, Projection) for n in p._names if n}
+        return [p for p in module.parameters(recurse=False) if id(p) not in told]
     hidden = module.parametrizations.parameters() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr]
     return [*module.parameters(recurse=False), *hidden]
 
@@ -211,7 +236,7 @@ def _parameters(module: nn.Module) -> list[Any]:
 def _type(module: nn.Module) -> str:
     if isinstance(module, Projection):
         return type(module._owner[0]).__name__.removeprefix("Analog")
-    kind = module._digital_class if isinstance(module, Analog) else type(module)
+    kind = module._digital_class if isinstance(module, Analog | Composite) else type(module)
     return str(kind.__name__)  # type: ignore[union-attr]
 
 
@@ -247,13 +272,17 @@ def _placement(module: nn.Module) -> dict[str, Any]:
 def _why_digital(module: nn.Module) -> str:
     kind = type(module)
     if "_galvanic_later" in module.__dict__:
-        return "it goes on the chip in its first call, when its shape is known"
+        return "it goes on the chip after its first call, when its shape is known"
     if _digital_form(module) is not None:
         return "no profile was chosen for it"
     if isinstance(module, tuple(ANALOG_FORM)):
         return f"{kind.__name__} changes what its base class does, and is not taken for it"
-    if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+    if isinstance(module, Composite):
+        return "biases are digital"
+    if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm) or "Norm" in kind.__name__:
         return "normalisation: scale and shift are digital"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "a look-up, not a product"
+    if any(module.children()):
+        return "parameters outside of any layer"
     return "no analog form of this layer"

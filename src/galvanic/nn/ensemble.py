@@ -1,18 +1,18 @@
 """Many chips in one call."""
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from galvanic.nn.chips import age, program
-from galvanic.nn.convert import analog_layers
+from galvanic.nn.convert import analog_layers, copied
 from galvanic.physics.value import brief
 
 
-def ensemble(model: nn.Module, x: Tensor, *, chips: Iterable[int], write: int = 0, age_s: float = 0.0) -> Tensor:
+def ensemble(model: nn.Module, x: Tensor, *, chips: Iterable[int], write: int = 0, age_s: float = 0.0) -> Any:
     """What the model answers to `x` on each of several chips, (chips, \\*output), by `torch.vmap` over their draws.
 
     Noise per read is new on every chip. Gradients reach the parameters. It is one batched product a layer, for accelerators and for
@@ -47,14 +47,13 @@ def ensemble(model: nn.Module, x: Tensor, *, chips: Iterable[int], write: int = 
         return placed(x)
 
     if not any(stacked.values()):  # nothing differs but what is new at every read
-        return torch.stack([placed(x) for _ in numbers])
+        return tree_map(lambda *parts: torch.stack(parts), *[placed(x) for _ in numbers])
     return torch.vmap(one, randomness="different")(stacked)
 
 
 def _shallow(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares parameters and buffers, so that gradients reach those of the model."""
-    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+    """A copy of the modules that shares their parameters, so that gradients reach those of the model."""
+    return copied(model, {id(p): p for p in model.parameters()})
 
 
 def _draws(model: nn.Module, chip: int, write: int, age_s: float) -> dict[str, dict[Any, Tensor]]:

@@ -1,6 +1,5 @@
 """What a model is worth on chips it has not seen, and what each of its layers does to the signal."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from galvanic.nn.analog import Analog
 from galvanic.nn.chips import at, program
 from galvanic.nn.compensate import Compensation, compensate
-from galvanic.nn.convert import analog_layers
+from galvanic.nn.convert import analog_layers, copied
 from galvanic.physics import Conditions, Context
 from galvanic.physics.value import brief
 
@@ -35,7 +34,7 @@ def evaluate(
         chips: numbers of chips; report on others than those trained on.
         writes: how often each chip is written.
         ages_s: seconds since the write.
-        conditions: temperature, noise level ...; their age is replaced by those of `ages_s`.
+        conditions: temperature, noise level ...; those of the model unless given. Their age is replaced by those of `ages_s`.
         compensation: applied at every age before the measurement.
 
     Returns:
@@ -44,16 +43,17 @@ def evaluate(
     Raises:
         ValueError: no chip, write or age; a metric that is not one number.
     """
-    conditions, chips, ages_s = conditions or Conditions(), _listed("chips", chips), _listed("ages_s", ages_s)
+    chips, ages_s = _listed("chips", chips), _listed("ages_s", ages_s)
+    conditions = conditions or next(iter(analog_layers(model).values())).conditions
     if writes < 1:
         raise ValueError(f"evaluate: writes = {writes}: each chip is written once or more")
     rows = []
-    fresh = copy.deepcopy(model).eval()
+    fresh = copied(model).eval()
     for chip in chips:
         for write in range(writes):
             for age_s in ages_s:
                 there = replace(conditions, age_s=age_s)
-                placed = fresh if compensation is None else copy.deepcopy(fresh)  # a compensation may change what belongs to all chips
+                placed = fresh if compensation is None else copied(fresh)  # a compensation may change what belongs to all chips
                 at(program(placed, chip, write), there)
                 if compensation is not None:
                     compensate(placed, compensation)
@@ -97,7 +97,7 @@ def inspect(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
     for name, layer in analog_layers(model).items():
 
         def look(layer: Analog, inputs: tuple[Tensor, ...], y: Tensor, name: str = name) -> None:
-            rows[name] = {"layer": name, **_signals(layer, inputs[0], y)}
+            rows[name] = {"layer": name, **_signals(layer, inputs[0], y, layer.how(*inputs))}
 
         hooks.append(layer.register_forward_hook(look))
     try:
@@ -108,13 +108,13 @@ def inspect(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _signals(layer: Analog, x: Tensor, y: Tensor) -> dict[str, Any]:
-    exact = layer.digital(x, layer.weight)
+def _signals(layer: Analog, x: Tensor, y: Tensor, how: tuple[Any, ...]) -> dict[str, Any]:
+    exact = layer.digital(x, layer.weight, *how)
     bias = 0 if layer.bias is None else layer._broadcast(layer.bias)
     context = Context(**layer.at)
     u, _ = layer.enter(x, context)
     written = layer.written(context)
-    results = layer.in_cells(layer.results(u, written), written)
+    results = layer.in_cells(layer.results(u, written, *how), written)
     currents = torch.cat([y.flatten() for lanes in results for passes in lanes for y in passes]).abs()
     return {
         "error": float((y - exact).square().mean().sqrt() / (exact - bias).square().mean().sqrt().clamp(min=1e-12)),

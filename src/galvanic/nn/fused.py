@@ -2,10 +2,13 @@
 
 The passes run in place over blocks that stay in the cache, noise is drawn block by block, and what is kept for the gradient is a byte an
 element. On an accelerator, under `vmap`, `jacrev`, forward-mode gradients and `torch.compile`, and for whatever a converter here does not
-describe, a layer applies its effects one by one instead. The numbers are the same but for rounding.
+describe, a layer applies its effects one by one instead. The numbers are the same but for rounding; where there are several tiles and
+blocks, noise is drawn in another order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from math import gcd, prod
@@ -17,6 +20,7 @@ from torch.autograd import forward_ad
 
 from galvanic.physics import Gaussian, Nonideality, Quantize
 
+_fuse = ContextVar("fuse", default=True)
 _BLOCK = 1 << 16  # elements: a few such blocks stay in a core's second-level cache
 
 
@@ -49,9 +53,28 @@ def possible(x: Tensor) -> bool:
         x.dtype in (torch.float32, torch.float64)
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
+        and _fuse.get()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Within it, layers apply their effects one by one: slower, and open to every derivative."""
+    token = _fuse.set(False)
+    try:
+        yield
+    finally:
+        _fuse.reset(token)
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "second derivatives of a layer with a learned input range: run the forward pass within galvanic.nn.unfused(), which applies "
+            "the effects one by one"
+        )
 
 
 def enter(x: Tensor, r: Tensor, by: Converter) -> Tensor:
@@ -125,8 +148,8 @@ def _quantise(x: Tensor, k: float, by: Converter) -> Tensor:
 
 def _inside(g: Tensor, x: Tensor, low: float, high: float) -> Tensor:
     """`g` where low <= x <= high, else 0, in one pass that is vectorised, which those over booleans are not."""
-    room = 1 + torch.finfo(x.dtype).eps  # the kernel leaves out the ends
-    return torch.ops.aten.hardtanh_backward(g, x, low * room, high * room)
+    room = 4 * torch.finfo(x.dtype).eps * (high - low)  # the kernel leaves out the ends, which rounding may meet or miss
+    return torch.ops.aten.hardtanh_backward(g, x, low - room, high + room)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -154,6 +177,7 @@ class _Enter(torch.autograd.Function):
         g_r = None
         if ctx.needs_input_grad[1]:
             g_r = -_dot(gx, x).view(r.shape) / r if again else _dot(gx, x).view(r.shape).mul_(-1 / ctx.size)
+            g_r = g_r * (ctx.size > torch.finfo(r.dtype).tiny)  # too small to divide by: nothing is learned from it
         return gx, g_r, None
 
 
@@ -166,11 +190,13 @@ class _AlongRange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         x, r, weight = ctx.saved_tensors
         size = size_of(r)
         slope = ctx.contract(_inside(x, x, size * ctx.by.low / ctx.by.top, size * ctx.by.high / ctx.by.top), weight)
-        g_r = -_dot(g, slope).view(r.shape)
-        return g, None, g_r / r.square() if torch.is_grad_enabled() else g_r.mul_(1 / size**2), None, None, None
+        g_r = _dot(g.to(slope.dtype), slope).view(r.shape)
+        learns = size > torch.finfo(r.dtype).tiny  # else it is too small to divide by
+        return g, None, g_r * (-1 / size**2) if learns else torch.zeros_like(r), None, None, None
 
 
 class _Leave(torch.autograd.Function):
@@ -230,18 +256,14 @@ class _Leave(torch.autograd.Function):
         r_x, slope, gained, codes, *masks = ctx.saved_tensors
         flat, n = g.reshape(ctx.shape), ctx.shape[1]
         g_bias = flat.sum((0, 2)) if ctx.needs_input_grad[1] else None
-        g_r = None
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+        if codes is None and torch.is_grad_enabled():  # a gradient of this gradient is wanted
             whole = flat if r_x is None else flat * r_x
             whole = whole if slope is None else whole * slope.expand(n).view(-1, 1)
-            gys = [(whole * mask.view(ctx.shape)).view(g.shape) for mask in masks]
-            if codes is not None:
-                g_r = (flat * codes.view(ctx.shape) * (gained * ctx.code).view(-1, 1)).sum().view(r_x.shape)
-        else:
-            times = ctx.r if slope is None else (slope * ctx.r).expand(n).view(-1, 1)
-            gys = _backward_in_blocks(flat, times, [mask.view(ctx.shape) for mask in masks], g.shape)
-            if codes is not None:
-                g_r = _by_codes(flat, codes.view(ctx.shape), gained).mul_(ctx.code).view(r_x.shape)
+            return None, g_bias, *[None] * 8, *[(whole * mask.view(ctx.shape)).view(g.shape) for mask in masks]
+        _refuse_second_derivative()
+        times = ctx.r if slope is None else (slope * ctx.r).expand(n).view(-1, 1)
+        gys = _backward_in_blocks(flat, times, [mask.view(ctx.shape) for mask in masks], g.shape)
+        g_r = None if codes is None else _by_codes(flat, codes.view(ctx.shape), gained).mul_(ctx.code).view(r_x.shape)
         return g_r, g_bias, *[None] * 8, *gys
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from galvanic.nn.analog import Analog
 from galvanic.nn.attention import AnalogMultiheadAttention
-from galvanic.nn.projection import Composite, Matrix
+from galvanic.nn.projection import Composite, Matrix, Transposed
 from galvanic.nn.recurrent import AnalogGRU, AnalogGRUCell, AnalogLSTM, AnalogLSTMCell, AnalogRNN, AnalogRNNCell
 
 
@@ -91,10 +91,12 @@ class _AnalogConvTranspose(Analog, nn.modules.conv._ConvTransposeNd):
     def native(self, cells: Tensor) -> Tensor:
         return cells.transpose(1, 2).flatten(0, 1)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        how: Any = (self.stride, self.padding, self.kernel_size, self.trailing, self.dilation)
-        padding = self._output_padding(x, output_size, *how)
-        return super().forward(x, padding)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(input, output_size)
+
+    def how(self, x: Tensor, *given: Any) -> tuple[Any, ...]:
+        form: Any = (self.stride, self.padding, self.kernel_size, self.trailing, self.dilation)
+        return (self._output_padding(x, given[0] if given else None, *form),)
 
     def patches(self, u: Tensor, *how: Any) -> Tensor:
         kernel, channels = prod(self.kernel_size), u.shape[u.ndim - 1 - self.trailing]
@@ -156,3 +158,13 @@ ANALOG_FORM: dict[type[nn.Module], type[Analog] | type[Composite]] = {
     nn.MultiheadAttention: AnalogMultiheadAttention,
 }
 """Digital class -> analog class. Subclasses are not taken: what they add would be lost in silence."""
+
+_BY_NAME: dict[str, type[Analog]] = {"transformers.pytorch_utils.Conv1D": Transposed}
+
+
+def analog_form(kind: type[nn.Module]) -> type[Analog] | type[Composite] | None:
+    """The analog class of a digital one; classes of libraries that are not imported here are known by name."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if kind not in ANALOG_FORM and name in _BY_NAME:
+        ANALOG_FORM[kind] = type(f"Analog{kind.__name__}", (_BY_NAME[name], kind), {})
+    return ANALOG_FORM.get(kind)

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Any, ClassVar, Literal
@@ -82,7 +83,8 @@ class Placed(nn.Module):
             raise ValueError(f"conditions are a Conditions(age_s=..., ...), not {brief(conditions)}")
         if conditions is not getattr(self, "conditions", None):
             self.conditions, self.noise_level = conditions, float(conditions.noise_level)
-            self.at = {f.name: torch.as_tensor(getattr(conditions, f.name), dtype=torch.float64, device="cpu") for f in fields(conditions)}
+            given = {f.name: getattr(conditions, f.name) for f in fields(conditions)}
+            self.at = {name: torch.as_tensor(x, dtype=torch.float64, device="cpu").clone() for name, x in given.items()}
         self.chip = chip
         for side, index, effect, key in self._static_effects():
             if effect.per in renew:
@@ -105,11 +107,29 @@ class Placed(nn.Module):
 
     def _draw_static(self, side: Side, effect: Nonideality, key: str) -> Tensor:
         shape = self._static_shape(side)
-        shape = lines_of(side, shape) if effect.lines else shape
         device, dtype = self.weight.device, self.weight.dtype
         if self.chip.number is None:
-            return effect.draw(shape, None, device=device, dtype=dtype)
-        return effect.draw(shape, generator(*self._clock(effect), key), dtype=torch.float32).to(device, dtype)
+            draw = partial(effect.draw, generator=None, device=device, dtype=dtype)
+            return self._draw_lines(side, draw, shape) if effect.lines else draw(shape)
+        draw = partial(effect.draw, generator=generator(*self._clock(effect), key), dtype=torch.float32)
+        return (self._draw_lines(side, draw, shape) if effect.lines else draw(shape)).to(device, dtype)
+
+    def _draw_lines(self, side: Side, draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Randomness among neighbours, which are those of one block and tile: drawn tile by tile, lines last."""
+        if side != "weight":
+            lead = shape[:1] if side == "output" else ()
+            return torch.cat([draw((*lead, size)) for size in self.line_sizes(side, shape[len(lead)])], -1)
+        devices, blocks, columns, _, *kernel = shape
+        rows = [(cut.stop - cut.start) * prod(kernel) for cut in self.cuts()]
+        wide = [cut.stop - cut.start for cut in even(columns, self.profile.columns or columns)]
+        return torch.cat([torch.cat([draw((devices, c, r)) for r in rows], -1) for _ in range(blocks) for c in wide], -2)
+
+    def line_sizes(self, side: Side, lines: int) -> list[int]:
+        """How the lines of a signal are divided over blocks and tiles."""
+        blocks = self.layout()[0]
+        width = lines // blocks
+        cuts = self.cuts() if side == "input" else even(width, self.profile.columns or width)
+        return [cut.stop - cut.start for cut in cuts] * blocks
 
     def _static_shape(self, side: Side) -> tuple[int, ...]:
         blocks, columns, channels, *kernel = self.layout()
@@ -131,10 +151,13 @@ class Placed(nn.Module):
         if effect.per is None:
             return None
         if effect.per == "read":
-            return self._read_draw(f"{side}/{tile}", index, x, effect.draw)
+            return self._read_draw(f"{side}/{tile}", index, x, partial(self._draw_by_lines, side, effect) if effect.lines else effect.draw)
         z = self._draws[side, index]
         trailing = 0 if effect.lines else self.trailing
         return z.select(z.ndim - 2 - trailing, tile) if side == "output" else z  # from the right: an effect may stack several draws
+
+    def _draw_by_lines(self, side: Side, effect: Nonideality, shape: tuple[int, ...], **kind: Any) -> Tensor:
+        return torch.cat([effect.draw((*shape[:-1], size), **kind) for size in self.line_sizes(side, shape[-1])], -1)
 
     def _read_draw(self, place: str, index: int, x: Tensor, draw: Callable[..., Tensor]) -> Tensor | None:
         """New in every product, or kept (frozen), or none (off)."""
@@ -171,13 +194,6 @@ class Placed(nn.Module):
 
 def even(size: int, most: int) -> list[slice]:
     """`size` things in as few consecutive parts of at most `most` as possible, of nearly equal size."""
-    parts = -(-size // most)
+    parts = -(-size // max(1, most)) or 1
     edges = [round(k * size / parts) for k in range(parts + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
-
-
-def lines_of(side: Side, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a draw as an effect on lines sees it: (devices, columns, rows) of all blocks, or the lines last."""
-    if side == "weight":
-        return (shape[0], shape[1] * shape[2], prod(shape[3:]))
-    return shape[:2] if side == "output" else shape[:1]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,6 +29,26 @@ class Matrix(Analog):
 
     def patches(self, u: Tensor, *how: Any) -> Tensor:
         return u.unsqueeze(-2)  # (..., blocks, rows)
+
+
+class Transposed(Matrix):
+    """An analog layer that multiplies vectors by a weight (in, out)."""
+
+    def layout(self) -> tuple[int, ...]:
+        return 1, self.weight.shape[1], self.weight.shape[0]
+
+    def cells(self, weight: Tensor) -> Tensor:
+        return weight.T.unsqueeze(0)
+
+    def native(self, cells: Tensor) -> Tensor:
+        return cells.squeeze(0).T
+
+    def digital(self, x: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        assert self.bias is not None
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+
+    def contract(self, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        return u @ weight
 
 
 class Projection(Matrix):

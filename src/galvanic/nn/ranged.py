@@ -42,11 +42,8 @@ class Ranged(nn.Module):
     def set_range(self, side: str, value: Tensor | float | None) -> None:
         """Fill a range; None leaves it to be calibrated. A Python flag says that it is ready: reading the tensor would break a graph."""
         if value is not None:
-            value = torch.as_tensor(value)
-            if self.profile.power_of_two_scales:
-                value = torch.exp2(value.log2().ceil())
             with torch.no_grad():
-                getattr(self, f"{side}_range").copy_(value)
+                getattr(self, f"{side}_range").copy_(torch.as_tensor(value, dtype=torch.float64))
         setattr(self, f"_{side}_ready", value is not None)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

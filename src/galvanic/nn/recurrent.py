@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from galvanic.nn.projection import Composite
+from galvanic.nn.projection import Composite, Projection
 
 State = tuple[Tensor, ...]
 """h, or h and c."""
@@ -47,6 +47,10 @@ class _AnalogRecurrent(Composite, nn.RNNBase):
             y, state = self._run(input.data, sizes, self._first_state(input.data, sizes[0], hx, input.sorted_indices))
             state = tuple(s if input.unsorted_indices is None else s.index_select(1, input.unsorted_indices) for s in state)
             return PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices), self._given(state)
+        if input.dim() not in (2, 3):
+            raise RuntimeError(
+                f"{type(self).__name__}: an input of {input.dim()} dimensions came; (time, batch, features) or (time, features)"
+            )
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(int(not self.batch_first))
         x = x.transpose(0, 1) if self.batch_first else x  # (time, batch, features)
@@ -93,6 +97,18 @@ class _AnalogRecurrent(Composite, nn.RNNBase):
     def _direction(self, x: Tensor, sizes: Sequence[int], state: State, suffix: str, reverse: bool) -> tuple[Tensor, State]:
         products = self._modules[f"ih{suffix}"](x).split(list(sizes))  # type: ignore[misc]
         hh, hr = self._modules[f"hh{suffix}"], self._modules.get(f"hr{suffix}")
+        held = [m for m in (hh, hr) if isinstance(m, Projection)] if torch.is_grad_enabled() and not torch.compiler.is_compiling() else []
+        try:
+            for m in held:
+                m.hold(True)  # one write for all times, and not one for each
+            return self._steps(products, state, hh, hr, reverse)
+        finally:
+            for m in held:
+                m.hold(False)
+
+    def _steps(
+        self, products: Sequence[Tensor], state: State, hh: nn.Module | None, hr: nn.Module | None, reverse: bool
+    ) -> tuple[Tensor, State]:
         outputs: list[Tensor] = []
         for product in reversed(products) if reverse else products:
             running = tuple(s[: len(product)] for s in state)
@@ -128,6 +144,11 @@ class _AnalogCell(Composite, nn.RNNCellBase):
         long = isinstance(self, nn.LSTMCell)
         zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
         state: State = ((zeros, zeros) if long else (zeros,)) if hx is None else hx if long else (hx,)
+        for s in state:
+            if s.shape != (*input.shape[:-1], self.hidden_size):
+                raise RuntimeError(
+                    f"{type(self).__name__}: a state of shape {tuple(s.shape)} came for an input of shape {tuple(input.shape)}"
+                )
         ih, hh = self._modules["ih"], self._modules["hh"]
         new = _gates(self, ih(input), hh(state[0]), state)  # type: ignore[misc]
         return new if long else new[0]

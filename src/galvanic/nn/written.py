@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from galvanic.nn.placed import Placed, even
 from galvanic.physics import Additive, Circuit, Context, DifferentialPair, Direct, Gaussian, Kirchhoff, Nonideality
-from galvanic.physics.value import tensors_in
+from galvanic.physics.value import as_tensor, tensors_in
 
 _PIECE = 1 << 20  # devices; what is computed on the way to a large matrix then stays small
 
@@ -34,6 +34,7 @@ class Stored(Placed):
     """A layer whose weight is held by devices."""
 
     def _install_weight(self) -> None:
+        self._held: Written | None = None
         self._kept: tuple[int, Tensor, Written] | None = None
         self._fixed = not tensors_in(self.profile)  # a parameter that is a tensor may change at any time
         p = self.profile
@@ -58,6 +59,8 @@ class Stored(Placed):
         weight = self.weight
         if self._bare:
             return Written(((self.cells(weight),),))
+        if self._held is not None:
+            return self._held
         busy = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if busy or not isinstance(weight, nn.Parameter) or not self._fixed:
             return self._written(at)
@@ -65,7 +68,14 @@ class Stored(Placed):
             self._kept = (self._stamp, weight.detach().clone(), self._written(at))
         return self._kept[2]
 
+    def hold(self, held: bool) -> None:
+        """Compute what the devices hold once for the reads to come, or stop using it."""
+        self._held = self._written(Context(**self.at)) if held and not self._bare else None
+
     def _written(self, at: Context) -> Written:
+        if not torch.compiler.is_compiling() and torch.is_autocast_enabled(self.weight.device.type):
+            with torch.autocast(self.weight.device.type, enabled=False):  # physics is no product to be had cheaply, and may be kept
+                return self._written(at)
         scale = self.scale()
         if self._added:
             return Written(((self._with_noise(scale, at),),), None, scale, unscaled=True)
@@ -86,13 +96,13 @@ class Stored(Placed):
         return [slice(0, columns)] if coupled or torch.compiler.is_compiling() else [slice(a, a + each) for a in range(0, columns, each)]
 
     def _lanes(self, scale: Tensor, at: Context, columns: slice) -> tuple[tuple[tuple[Tensor, ...], ...], tuple[Tensor, ...] | None]:
-        g = self.conductances(scale, at, columns)
+        g, squares = self._devices(scale, at, columns)
         code, product = self.profile.encoding, self.profile.product
         if isinstance(product, Circuit):
             return ((g,),), None
         terms = product.matrices(g) if product.local else (self._by_tiles(lambda tile: product.matrices(tile)[0], g),)
         by_term = [code.lanes(matrix) for matrix in terms]
-        return tuple(zip(*by_term, strict=True)), self._variances(g, at)
+        return tuple(zip(*by_term, strict=True)), None if squares is None else code.lane_variances(squares)
 
     def _with_noise(self, scale: Tensor, at: Context) -> Tensor:
         """The weight plus noise of the scale: `conductances` times the scale, without dividing by it first."""
@@ -104,22 +114,19 @@ class Stored(Placed):
                 w = torch.addcmul(w, z[0], (scale * (level * effect.std)).to(w.dtype))  # type: ignore[attr-defined]
         return w
 
-    def _variances(self, g: Tensor, at: Context) -> tuple[Tensor, ...] | None:
-        noisy = [e for e in self.profile.weight if isinstance(e, Additive) and e.per == "read"]
-        if not noisy:
-            return None
-        total = torch.as_tensor(sum((at.noise_level * torch.as_tensor(e.sigma(g, at))).to(g).square() for e in noisy))
-        shape = [g.shape[0], *[1] * (g.ndim - 1)] if total.ndim == 0 else g.shape
-        return self.profile.encoding.lane_variances(total.expand(shape))
-
     def scale(self) -> Tensor:
-        """The digital scale, (blocks, columns, 1, ...), from the largest magnitude of each output column or of the layer; 1 for zeros."""
+        """The digital scale, (blocks, columns, 1, ...): the largest magnitude of each output column, or of the layer.
+
+        A column of zeros has that of the layer, and a layer of zeros 1.
+        """
         w = self.cells(self.weight.detach())
         dims = tuple(range(2, w.ndim) if self.profile.weight_scale == "column" else range(w.ndim))
         top = torch.maximum(w.amax(dims, keepdim=True), -w.amin(dims, keepdim=True))  # no copy of the magnitudes
         if self.profile.power_of_two_scales:
             top = torch.exp2(top.log2().ceil())
-        return torch.where(top > 0, top, 1.0).expand(w.shape[0], w.shape[1], *top.shape[2:])
+        largest = top.max()  # a column of zeros is written with the scale of the layer, or its noise would be anyone's
+        top = torch.where(top > 0, top, torch.where(largest > 0, largest, 1.0))
+        return top if top.shape[1] == w.shape[1] else top.expand(w.shape[0], w.shape[1], *top.shape[2:])
 
     def conductances(self, scale: Tensor, at: Context, columns: slice | None = None) -> Tensor:
         """The conductances now, (devices, blocks, columns, channels, ...), in units of the largest; noise per read is not in them.
@@ -129,6 +136,10 @@ class Stored(Placed):
             at: the conditions.
             columns: some of the columns; None for all.
         """
+        return self._devices(scale, at, columns)[0]
+
+    def _devices(self, scale: Tensor, at: Context, columns: slice | None) -> tuple[Tensor, Tensor | None]:
+        """The conductances, and the variance of each at every read: (devices, 1, ...) where all are alike, None without noise."""
         w = self.cells(self.weight)
         part = w.shape[1] if columns is None else len(range(w.shape[1])[columns])
         whole = part == w.shape[1]
@@ -136,8 +147,11 @@ class Stored(Placed):
             w, scale = w[:, columns], scale[:, columns]
         target = self.profile.encoding.encode(w / scale)
         g, context = target, replace(at, target=target, written=target)
+        squares: Tensor | None = None
         for index, effect in enumerate(self.profile.weight):
             if effect.per == "read":
+                square = self._square(effect, g, context)
+                squares = square if squares is None else squares + square
                 continue
             z = self._randomness("weight", index, effect, g)
             if z is not None and not whole and columns is not None:
@@ -147,7 +161,12 @@ class Stored(Placed):
                 g = g.clamp(min=0)
             if not effect.after_write:
                 context = replace(context, written=g)
-        return g
+        return g, squares
+
+    def _square(self, effect: Nonideality, g: Tensor, at: Context) -> Tensor:
+        assert isinstance(effect, Additive)
+        square = (at.noise_level * as_tensor(effect.sigma(g, at))).to(g).square()
+        return square.expand(g.shape[0], *[1] * (g.ndim - 1)) if square.ndim == 0 else square.expand(g.shape)
 
     def _on_lines(self, effect: Nonideality, g: Tensor, z: Tensor | None, context: Context) -> Tensor:
         """An effect among neighbours, which are those of one tile."""

@@ -1,6 +1,7 @@
 """Cells whose current is not proportional to their voltage, on ideal wires: sums of plain products."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class SinhCell(Product):
     Args:
         kappa: $\kappa$, full scale over the voltage at which the current bends; 0 is Kirchhoff's law.
     """
+
+    lumps: ClassVar[bool] = True
 
     kappa: NonNegative
 

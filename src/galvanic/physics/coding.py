@@ -66,7 +66,7 @@ class BitSerial(InputCoding):
         wide = u if u.dtype == torch.float64 else u.float()  # half precision cannot hold the integer
         n = (wide.abs().clamp(max=1) * (2 ** (self.bits - 1) - 1)).round()
         digits = digits_of(n, self.per_pass, (self.bits - 1) // self.per_pass)
-        return tuple(straight_through((wide.sign() * d / (2**self.per_pass - 1)).to(u.dtype), u) for d in digits)
+        return tuple(straight_through((wide.sign() * d / (2**self.per_pass - 1)).to(u.dtype), u.clamp(-1, 1)) for d in digits)
 
     def combine(self, results: Sequence[Tensor]) -> Tensor:
         return combine_digits(results, self.per_pass)

@@ -20,6 +20,9 @@ class Product(Value, ABC):
     local: ClassVar[bool] = True
     """Whether every element of the matrices depends on its own cell alone; otherwise on all cells of the tile (wires)."""
 
+    lumps: ClassVar[bool] = False
+    r"""Whether independent noise of cells is output noise of variance $\sum_i f(u_i)^2 \sigma_i^2$: one term, and a matrix that is `g`."""
+
     @property
     def curved(self) -> bool:
         """Whether it depends on the full scale of the inputs."""
@@ -37,6 +40,8 @@ class Product(Value, ABC):
 @dataclass(frozen=True, kw_only=True)
 class Kirchhoff(Product):
     """Currents add up on ideal wires, $y = G u$."""
+
+    lumps: ClassVar[bool] = True
 
     def matrices(self, g: Tensor) -> tuple[Tensor, ...]:
         return (g,)
