@@ -73,8 +73,9 @@ class Stored(Placed):
         self._held = self._written(Context(**self.at)) if held and not self._bare else None
 
     def _written(self, at: Context) -> Written:
-        if not torch.compiler.is_compiling() and torch.is_autocast_enabled(self.weight.device.type):
-            with torch.autocast(self.weight.device.type, enabled=False):  # physics is no product to be had cheaply, and may be kept
+        device = self.weight.device.type
+        if not torch.compiler.is_compiling() and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # physics is no product to be had cheaply, and may be kept
                 return self._written(at)
         scale = self.scale()
         if self._added:
