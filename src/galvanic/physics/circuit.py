@@ -39,7 +39,7 @@ class NonlinearCrossbar(Circuit):
         if not self.cell.local:
             raise ValueError(f"NonlinearCrossbar.cell is {type(self.cell).__name__}, which has wires of its own; a SinhCell or the like")
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # imports the compiler in the first call, not here
     def currents(self, u: Tensor, g: Tensor) -> Tensor:
         vectors = [1] * (u.ndim - 1)
         wide = g.to(torch.float64).unflatten(0, (-1, *vectors))  # (devices, ..., columns, rows)
