@@ -66,11 +66,13 @@ class Recipe(Value):
     output_range: Range | None = None
 
     def adapt(self, profile: Profile) -> Profile:
-        """The hardware with this recipe's ranges; those that are dynamic or fixed by the hardware stay."""
+        """The hardware with this recipe's ranges; those that are dynamic or fixed by the hardware stay, and none that is a shift is learned."""
         changes = {
             side: chosen
             for side in ("input_range", "output_range")
-            if (chosen := getattr(self, side)) is not None and isinstance(getattr(profile, side), FromData)
+            if (chosen := getattr(self, side)) is not None
+            and isinstance(getattr(profile, side), FromData)
+            and not (profile.power_of_two_scales and isinstance(chosen, Learned))
         }
         return replace(profile, **changes)
 
