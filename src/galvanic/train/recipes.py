@@ -66,7 +66,7 @@ class Recipe(Value):
     output_range: Range | None = None
 
     def adapt(self, profile: Profile) -> Profile:
-        """The hardware with this recipe's ranges; those that are dynamic or fixed by the hardware stay, and none that is a shift is learned."""
+        """The hardware with this recipe's ranges; those that are dynamic or fixed by it stay, and none that is a shift is learned."""
         changes = {
             side: chosen
             for side in ("input_range", "output_range")
