@@ -76,16 +76,10 @@ class SAR(Converter):
 
     capacitor_std: NonNegative = 0.0
 
-    def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        r"""Standard normal numbers stacked, (1 + n, \*shape): of the comparator, then of the capacitors from the smallest."""
-        return super().draw((1 + self.bits - self.signed, *shape), generator, device=device, dtype=dtype)
+    @property
+    def stacked(self) -> int:
+        """1 + n: the comparator, then the capacitors from the smallest."""
+        return 1 + self.bits - self.signed
 
     def code(self, m: Tensor, z: Tensor | None, at: Context) -> Tensor:
         units = [2**k for k in range(self.bits - self.signed)]

@@ -75,6 +75,11 @@ class Nonideality(Value, ABC):
     """Whether neighbouring lines of the array matter. Then `draw` and `apply` see a signal as (..., lines) and the cells of a layer as
     (devices, columns, rows); otherwise the shape is any, and every element is on its own."""
 
+    @property
+    def stacked(self) -> int | None:
+        """How many draws stand in a leading dimension of the randomness; None for a single one without that dimension."""
+        return None
+
     def draw(
         self,
         shape: tuple[int, ...],
@@ -84,6 +89,7 @@ class Nonideality(Value, ABC):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Standardised randomness for a signal of this shape; no physics in it. Standard normal unless a class says otherwise."""
+        shape = shape if self.stacked is None else (self.stacked, *shape)
         if generator is None:  # without the keyword, which ONNX does not know
             return torch.randn(shape, device=device, dtype=dtype)
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)

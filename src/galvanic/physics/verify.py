@@ -42,21 +42,15 @@ class WriteVerify(Nonideality):
     reset_gain: Positive = 1.0
     per: Per = "write"
 
-    def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | None = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        r"""Standard normal numbers, (2 pulses - 1, \*shape): of the first pulse, then in turn of a verifying read and the next pulse."""
-        return super().draw((2 * self.pulses - 1, *shape), generator, device=device, dtype=dtype)
+    @property
+    def stacked(self) -> int:
+        """2 pulses - 1: the first pulse, then in turn a verifying read and the next pulse."""
+        return 2 * self.pulses - 1
 
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         target = x.abs()
         window, pulse_std, verify_std = (evaluate(p, x) for p in (self.window, self.pulse_std, self.verify_std))
-        z = x.new_zeros((2 * self.pulses - 1, *[1] * x.ndim)) if z is None else at.noise_level * z
+        z = x.new_zeros((self.stacked, *[1] * x.ndim)) if z is None else at.noise_level * z
         g = self.set_gain * target + pulse_std * z[0]
         wrong = torch.ones_like(x, dtype=torch.bool)
         for k in range(1, 2 * self.pulses - 1, 2):
