@@ -27,7 +27,7 @@ def compiled(model, backend="aot_eager"):
     return torch.compile(model, backend=backend, fullgraph=True)
 
 
-def close(a, b):
+def assert_close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -53,10 +53,10 @@ def test_one_graph_gives_the_numbers_and_gradients_of_eager_for_every_chip_age_n
     for change, make in {"nothing": lambda model: model, **CHANGES}.items():
         make(model)
         outputs = [seeded(run, *xs), seeded(model, *xs)]
-        close(*outputs)
+        assert_close(*outputs)
         gradients = [torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in outputs]
         for graph, eager in zip(*gradients, strict=True):
-            close(graph, eager)
+            assert_close(graph, eager)
         for p, g in zip(model.parameters(), gradients[0], strict=True):
             p.grad = g
         optimizer.step()
@@ -88,8 +88,8 @@ def test_reads_that_hold_still_are_the_same_compiled(profile, place, mode):
     model, x = built(temporal, profile, place)
     with reads(model, mode):
         expected, run = model(x), compiled(model)
-        close(run(x), expected)
-        close(run(x), expected)
+        assert_close(run(x), expected)
+        assert_close(run(x), expected)
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def test_a_draw_that_was_frozen_in_a_graph_is_the_one_that_eager_sees(place):
     model, x = built(temporal, load_profile("pcm"), place)
     with reads(model, "frozen"):
         drawn = compiled(model)(x)
-        close(model(x), drawn)
+        assert_close(model(x), drawn)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor's CPU backend compiles C++, and there is no g++")
@@ -106,4 +106,4 @@ def test_a_draw_that_was_frozen_in_a_graph_is_the_one_that_eager_sees(place):
 def test_inductor_gives_the_numbers_of_eager_where_nothing_is_drawn(build, name, place):
     model, x = built(build, load_profile(name), place)
     with reads(model, "off"), torch._inductor.config.patch(compile_threads=1):
-        close(compiled(model, "inductor")(x), model(x))
+        assert_close(compiled(model, "inductor")(x), model(x))

@@ -14,7 +14,7 @@ from galvanic.nn import unfused
 CHIPS = (0, 4, 9)
 
 
-def close(a, b):
+def assert_close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
@@ -28,8 +28,8 @@ def test_an_ensemble_of_chips_is_the_loop_over_chips(precise):
     with reads(model, "off"):
         before = model(x)
         together = galvanic.ensemble(model, x, chips=CHIPS)
-        close(model(x), before)
-        close(together, torch.stack([program(model, chip)(x) for chip in CHIPS]))
+        assert_close(model(x), before)
+        assert_close(together, torch.stack([program(model, chip)(x) for chip in CHIPS]))
 
 
 def test_the_gradient_of_an_ensemble_is_the_sum_over_its_chips(precise):
@@ -38,7 +38,7 @@ def test_the_gradient_of_an_ensemble_is_the_sum_over_its_chips(precise):
         together = torch.autograd.grad(galvanic.ensemble(model, x, chips=CHIPS).square().sum(), list(model.parameters()))
         apart = [torch.autograd.grad(program(model, chip)(x).square().sum(), list(model.parameters())) for chip in CHIPS]
     for a, b in zip(together, zip(*apart, strict=True), strict=True):
-        close(a, sum(b))
+        assert_close(a, sum(b))
 
 
 def skip_where_torch_has_no_rule(model, profile):
@@ -52,7 +52,7 @@ def test_vmap_over_inputs_is_the_loop_over_inputs(precise, profile):
     skip_where_torch_has_no_rule(model, profile)
     xs = torch.stack([x, -x, x / 2])
     with reads(model, "off"):
-        close(vmap(model)(xs), torch.stack([model(x) for x in xs]))
+        assert_close(vmap(model)(xs), torch.stack([model(x) for x in xs]))
 
 
 @torch.no_grad()
@@ -69,8 +69,8 @@ def test_forward_and_reverse_jacobians_are_those_of_row_by_row_autograd(precise)
     model, x = precise
     with reads(model, "off"):
         expected = torch.autograd.functional.jacobian(model, x)
-        close(jacrev(model)(x), expected)
-        close(jacfwd(model)(x), expected)
+        assert_close(jacrev(model)(x), expected)
+        assert_close(jacfwd(model)(x), expected)
 
 
 def test_jacobians_to_the_weights_agree_forward_and_reverse(precise):
@@ -78,7 +78,7 @@ def test_jacobians_to_the_weights_agree_forward_and_reverse(precise):
     with reads(model, "off"):
         reverse, forward = (jac(lambda p: functional_call(model, p, (x[:1],)))(parameters(model)) for jac in (jacrev, jacfwd))
     for name, jacobian in reverse.items():
-        close(forward[name], jacobian)
+        assert_close(forward[name], jacobian)
 
 
 def test_other_weights_through_a_functional_call_are_those_written_into_the_layer(precise):
@@ -88,7 +88,7 @@ def test_other_weights_through_a_functional_call_are_those_written_into_the_laye
         y = functional_call(model, other, (x,))
         assert not torch.equal(y, model(x))
         model.load_state_dict(other, strict=False)
-        close(y, model(x))
+        assert_close(y, model(x))
 
 
 def test_vmap_of_grad_gives_the_gradient_of_every_sample(precise, profile):
@@ -103,7 +103,7 @@ def test_vmap_of_grad_gives_the_gradient_of_every_sample(precise, profile):
         for k, sample in enumerate(x):
             apart = torch.autograd.grad(model(sample.unsqueeze(0)).square().sum(), list(model.parameters()))
             for name, expected in zip(together, apart, strict=True):
-                close(together[name][k], expected)
+                assert_close(together[name][k], expected)
 
 
 # -- against finite differences ---------------------------------------------------------------------------------------------------------
@@ -159,4 +159,4 @@ def test_second_derivatives_through_converters_are_those_of_the_composable_path(
     with reads(model, "off"):
         with unfused() if learned else nullcontext():
             hessian = torch.autograd.functional.hessian(loss, x[:1])
-        close(hessian, jacfwd(jacrev(loss))(x[:1]))
+        assert_close(hessian, jacfwd(jacrev(loss))(x[:1]))

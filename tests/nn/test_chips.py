@@ -1,6 +1,7 @@
 """A chip is a numbered draw: the same today and tomorrow, whatever stands around it. Time, compensation and evaluation."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from galvanic import (
     program,
     reads,
 )
-from galvanic.nn import analog_layers
+from galvanic.nn import analog_layers, unfused
+from galvanic.nn.convert import copied
 from galvanic.physics import Conditions, Context, DifferentialPair, Drift, Gaussian, Mismatch, Programming, Quantize, ReadNoise, StuckAt
 from galvanic.profile import Profile
 from galvanic.ranges import Fixed
@@ -370,3 +372,28 @@ def test_a_large_matrix_written_in_pieces_is_the_one_written_at_once(name, monke
         torch.testing.assert_close(parts.lanes[0], whole.lanes[0], rtol=1e-5, atol=1e-7)  # the last bit of a vectorised power may differ
         assert (whole.variances is None) == (parts.variances is None)
         torch.testing.assert_close(parts.variances, whole.variances, rtol=1e-5, atol=0)
+
+
+def test_a_noise_level_that_wants_a_gradient_gets_the_one_of_the_effects_one_by_one():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 4), torch.randn(5, 6)
+    for name in ("hwa", "pcm"):
+        gradients = []
+        for pass_ in (nullcontext, unfused):
+            level = torch.tensor(0.7, requires_grad=True)
+            model = at(calibrate_ranges(convert(layer, load_profile(name), chip=0), [x]), Conditions(noise_level=level))
+            torch.manual_seed(1)
+            with pass_():
+                gradients.append(torch.autograd.grad(model(x).square().sum(), level)[0])
+        assert gradients[0] != 0
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=0)
+
+
+def test_a_copy_does_not_share_a_learned_parameter_of_physics_with_its_original():
+    std = nn.Parameter(torch.tensor(0.1))
+    model = convert(nn.Linear(3, 2), Profile(name="learned", weight=(Gaussian(std=std, per="write"),)), chip=0)
+    (effect,) = copied(model).profile.weight
+    assert effect.std is not std
+    assert effect.std == std
+    computed = convert(nn.Linear(3, 2), Profile(name="computed", weight=(Gaussian(std=std.exp(), per="write"),)), chip=0)
+    assert evaluate(computed, lambda m: float(m(torch.ones(3)).sum()), chips=[1])

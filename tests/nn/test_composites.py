@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from galvanic import calibrate_ranges, convert, describe, load_profile, program, reads, to_digital
 from galvanic.nn import analog_layers
+from galvanic.nn.written import Stored
 from galvanic.physics import DifferentialPair, Gaussian, Quantize
 from galvanic.profile import Profile
 from galvanic.ranges import Dynamic, Fixed
@@ -187,3 +188,19 @@ def test_every_matrix_of_a_recurrent_layer_has_devices_and_ranges_of_its_own_and
     moved = analog.double()
     assert {layer._draws["weight", 0].dtype for layer in analog_layers(moved).values()} == {torch.float64}
     assert moved(x.double())[0].dtype == torch.float64
+
+
+@torch.no_grad()
+def test_attention_that_is_read_again_is_not_written_again(monkeypatch):
+    torch.manual_seed(0)
+    analog = convert(nn.MultiheadAttention(8, 2, batch_first=True), QUIET, chip=0).float()
+    written = []
+    real = Stored._written
+    monkeypatch.setattr(Stored, "_written", lambda self, at: written.append(self) or real(self, at))
+    x = torch.randn(2, 3, 8)
+    first = analog(x, x, x)[0]
+    assert torch.equal(analog(x, x, x)[0], first)
+    assert len(written) == 4
+    analog.in_proj_weight[0].mul_(3)  # a row of the queries alone
+    assert not torch.equal(analog(x, x, x)[0], first)
+    assert len(written) == 5

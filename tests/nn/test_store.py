@@ -256,4 +256,4 @@ def test_a_whole_file_with_wrong_content_is_refused_in_one_line(tmp_path, name):
             merged[layer] = merged[layer] | values if isinstance(values, dict) else values
         wrong = tree | wrong | ({"layers": merged} if merged else {})
     write_tree(path, wrong)
-    refusal(path, linear(2, 2))
+    assert str(path) in refusal(path, linear(2, 2))

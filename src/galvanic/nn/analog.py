@@ -169,9 +169,14 @@ class Analog(Stored, Ranged):
             if self.profile.output or w.variances is not None or isinstance(self.profile.product, Circuit)
             else [slice(0, self.layout()[2])]
         )
-        passes = [[self.parts(term, cuts) for term in self.profile.product.inputs(one)] for one in self.profile.input_coding.passes(u)]
         if isinstance(self.profile.product, Circuit):
-            return [self._circuit([terms[0] for terms in passes], w.lanes[0][0], t, cut, *how) for t, cut in enumerate(cuts)]
+            inputs = [self.parts(one, cuts) for one in self.profile.input_coding.passes(u)]
+            return [self._circuit(inputs, w.lanes[0][0], t, cut, *how) for t, cut in enumerate(cuts)]
+        return self._linear(u, w, cuts, *how)
+
+    def _linear(self, u: Tensor, w: Written, cuts: list[slice], *how: Any) -> Results:
+        """The results of tiles that multiply by matrices."""
+        passes = [[self.parts(term, cuts) for term in self.profile.product.inputs(one)] for one in self.profile.input_coding.passes(u)]
         sizes = [cut.stop - cut.start for cut in cuts]
         lanes = [[_cut(matrix, sizes) for matrix in terms] for terms in w.lanes]
         noise = [None] * len(lanes) if w.variances is None else [v if v.numel() == 1 else _cut(v, sizes) for v in w.variances]
@@ -241,7 +246,12 @@ class Analog(Stored, Ranged):
     def _leaves_at_once(self, w: Written, results: Results) -> bool:
         """Whether conversion, sum over tiles, scale and bias can be one pass over the result."""
         r_y, y = self.stored_range("output"), results[0][0][0]
-        plain = w.scale is not None and len(results[0]) == len(results[0][0]) == 1 and not self.profile.encoding.extra_columns
+        plain = (
+            w.scale is not None
+            and self.noise_level is not None
+            and len(results[0]) == len(results[0][0]) == 1
+            and not self.profile.encoding.extra_columns
+        )
         learned = r_y is not None and r_y.requires_grad and torch.is_grad_enabled()
         return (
             plain and self._converters["output"] is not None and r_y is not None and not learned and fused.possible(y) and y.is_contiguous()
@@ -250,7 +260,7 @@ class Analog(Stored, Ranged):
     def _leave_at_once(self, results: Results, w: Written, r_x: Tensor | None) -> Tensor:
         converter, r_y = self._converters["output"], self.stored_range("output")
         assert converter is not None and w.scale is not None  # noqa: PT018
-        assert r_y is not None
+        assert r_y is not None and self.noise_level is not None  # noqa: PT018
         ys = [lanes[0][0] for lanes in results]
         std = converter.std * self.noise_level
         noise: list[Tensor] | None = None
@@ -306,20 +316,9 @@ class Analog(Stored, Ranged):
         scale, product = self.scale(), self.profile.product
         g = self.profile.encoding.encode(self.cells(self.weight) / scale)
         terms = product.matrices(g) if product.local else (g,)
-        lanes = tuple(zip(*[self.profile.encoding.lanes(matrix) for matrix in terms], strict=True))
-        u, cuts = self.prepare(x if (r := self._full_scale_of(x)) is None else x / r), self.cuts()
-        passes = [[self.parts(term, cuts) for term in self._inputs(one)] for one in self.profile.input_coding.passes(u)]
-        sizes = [cut.stop - cut.start for cut in cuts]
-        split = [[_cut(matrix, sizes) for matrix in lane] for lane in lanes]
-        return [
-            self._tile([p[t] for p in terms], [m[t] for m in lane], None, (t, 0, 0), *how)
-            for t in range(len(cuts))
-            for lane in split
-            for terms in passes
-        ]
-
-    def _inputs(self, u: Tensor) -> tuple[Tensor, ...]:
-        return (u,) if isinstance(self.profile.product, Circuit) else self.profile.product.inputs(u)
+        ideal = Written(tuple(zip(*[self.profile.encoding.lanes(matrix) for matrix in terms], strict=True)))
+        u = self.prepare(x if (r := self._full_scale_of(x)) is None else x / r)
+        return [y for lanes in self._linear(u, ideal, self.cuts(), *how) for passes in lanes for y in passes]
 
 
 def _cut(matrix: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:

@@ -73,8 +73,8 @@ def to_digital(model: nn.Module) -> nn.Module:
 
 
 def copied(model: nn.Module, shared: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy, which shares tensors that are parameters of physics and whatever is listed by its `id`."""
-    physics = [t for m in model.modules() if isinstance(m, Analog) for t in tensors_in(m.profile)]
+    """A deep copy, which shares computed parameters of physics, since torch copies no result, and whatever is listed by its `id`."""
+    physics = [t for m in model.modules() if isinstance(m, Analog) for t in tensors_in(m.profile) if not t.is_leaf]
     try:
         return copy.deepcopy(model, {id(t): t for t in physics} | (shared or {}))
     except RuntimeError as error:

@@ -70,7 +70,7 @@ class Placed(nn.Module):
 
     def _install_chip(self) -> None:
         self.gain: Tensor | None = None
-        self.noise_level = 1.0
+        self.noise_level: float | None = 1.0  # None where it wants a gradient, which a number cannot have
         self.reads: Reads = "fresh"
         self._draws: dict[tuple[Side, int], Tensor] = {}
         self._frozen: dict[tuple[str, int, torch.Size], Tensor] = {}
@@ -82,7 +82,9 @@ class Placed(nn.Module):
         if not isinstance(conditions, Conditions):
             raise ValueError(f"conditions are a Conditions(age_s=..., ...), not {brief(conditions)}")
         if conditions is not getattr(self, "conditions", None):
-            self.conditions, self.noise_level = conditions, float(conditions.noise_level)
+            level = conditions.noise_level
+            self.conditions = conditions
+            self.noise_level = None if isinstance(level, Tensor) and level.requires_grad else float(level)
             given = {f.name: getattr(conditions, f.name) for f in fields(conditions)}
             self.at = {name: torch.as_tensor(x, dtype=torch.float64, device="cpu").clone() for name, x in given.items()}
         self.chip = chip

@@ -62,7 +62,7 @@ class Stored(Placed):
         if self._held is not None:
             return self._held
         busy = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if busy or not isinstance(weight, nn.Parameter) or not self._fixed:
+        if busy or type(weight) not in (Tensor, nn.Parameter) or not self._fixed:
             return self._written(at)
         if self._kept is None or self._kept[0] != self._stamp or not torch.equal(self._kept[1], weight):
             self._kept = (self._stamp, weight.detach().clone(), self._written(at))
@@ -108,7 +108,8 @@ class Stored(Placed):
     def _with_noise(self, scale: Tensor, at: Context) -> Tensor:
         """The weight plus noise of the scale: `conductances` times the scale, without dividing by it first."""
         w = self.cells(self.weight)
-        level = at.noise_level if torch.compiler.is_compiling() else self.noise_level  # a number would be compiled in
+        compiling = torch.compiler.is_compiling()  # which would make the number a constant
+        level = at.noise_level if compiling or self.noise_level is None else self.noise_level
         for index, effect in enumerate(self.profile.weight):
             z = self._randomness("weight", index, effect, w)
             if z is not None:
