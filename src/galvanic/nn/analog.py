@@ -246,16 +246,11 @@ class Analog(Stored, Ranged):
     def _leaves_at_once(self, w: Written, results: Results) -> bool:
         """Whether conversion, sum over tiles, scale and bias can be one pass over the result."""
         r_y, y = self.stored_range("output"), results[0][0][0]
-        plain = (
-            w.scale is not None
-            and self.noise_level is not None
-            and len(results[0]) == len(results[0][0]) == 1
-            and not self.profile.encoding.extra_columns
-        )
+        if not fused.possible(y) or self.noise_level is None:  # in this order: a compiled graph must not depend on the number
+            return False
+        plain = w.scale is not None and len(results[0]) == len(results[0][0]) == 1 and not self.profile.encoding.extra_columns
         learned = r_y is not None and r_y.requires_grad and torch.is_grad_enabled()
-        return (
-            plain and self._converters["output"] is not None and r_y is not None and not learned and fused.possible(y) and y.is_contiguous()
-        )
+        return plain and self._converters["output"] is not None and r_y is not None and not learned and y.is_contiguous()
 
     def _leave_at_once(self, results: Results, w: Written, r_x: Tensor | None) -> Tensor:
         converter, r_y = self._converters["output"], self.stored_range("output")
