@@ -67,6 +67,13 @@ def test_a_profile_survives_toml_and_dictionaries_and_json_with_its_sources(prof
         assert to_toml(twin) == to_toml(profile)
 
 
+@pytest.mark.parametrize("effect", ["std = 1", 'kind = "zzzzzz"'])
+def test_a_message_names_some_of_many_effects_and_stays_short(effect):
+    with pytest.raises(ValueError, match=r"(one of|known:) Activated, .* \.\.\.") as caught:
+        parse_profile(f'name = "a"\n[[output]]\n{effect}')
+    assert len(str(caught.value)) < 340
+
+
 def test_a_profile_with_everything_unusual_survives_toml():
     profile = Profile(
         name='a "quoted" \\ name\nof two lines, é, 漢, 😀, \x7f, \x01',

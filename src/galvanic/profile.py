@@ -5,6 +5,7 @@ import difflib
 import inspect
 import json
 import re
+import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ def _classes(base: type) -> dict[str, type]:
 def _build(table: Any, base: type, where: str) -> Any:
     """The object that a table with a `kind` describes."""
     if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
-        raise ValueError(f"{where}: a table with a kind, one of {', '.join(sorted(_classes(base)))}; got {brief(table)}")
+        raise ValueError(f"{where}: a table with a kind, one of {_listed(sorted(_classes(base)))}; got {brief(table)}")
     kinds = _classes(base)
     kind = table["kind"]
     if kind not in kinds:
@@ -250,7 +251,12 @@ def _unknown(key: str, known: Mapping[str, Any]) -> str:
 
 def _nearest(word: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {_listed(known)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names for a message of one line, however many effects someone has written."""
+    return textwrap.shorten(", ".join(names), 240, placeholder=" ...")
 
 
 def _to_table(value: Value) -> dict[str, Any]:
