@@ -202,7 +202,7 @@ def _build(table: Any, base: type, where: str) -> Any:
     """The object that a table with a `kind` describes."""
     if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
         raise ValueError(f"{where}: a table with a kind, one of {_listed(sorted(_classes(base)))}; got {brief(table)}")
-    kinds = _classes(base)
+    kinds = dict(sorted(_classes(base).items()))
     kind = table["kind"]
     if kind not in kinds:
         raise ValueError(f"{where}: unknown kind {kind!r}{_nearest(kind, kinds)}")
