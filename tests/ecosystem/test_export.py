@@ -109,4 +109,5 @@ def test_the_noisy_layer_is_noisy_in_onnxruntime_with_the_mean_and_spread_of_eag
 
     assert (there.std(0) > 0).any()
     (found, found_error), (expected, expected_error) = moments(there.double()), moments(here.double())
-    assert ((found - expected).abs() <= 5 * (found_error + expected_error).sqrt() + 1e-9).all()
+    rounding = 1e-9 + 4 * torch.finfo(torch.float32).eps * expected.abs()
+    assert ((found - expected).abs() <= 5 * (found_error + expected_error).sqrt() + rounding).all()

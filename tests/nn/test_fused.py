@@ -399,9 +399,9 @@ def test_a_signal_at_the_ends_of_the_codes_or_at_zero_passes_the_gradient_of_the
     nn.init.ones_(layer.weight)
     model = convert(layer, p, chip=0)
     low, high = (code * float(by.size()) * 2.0 for code in by.levels())
-    x = torch.tensor([[0.0], [low], [high], [low - 0.1], [high + 0.1], [high / 2 + 0.01]], dtype=DOUBLE)
+    x = torch.tensor([[0.0], [low], [high], [low - 0.08], [high + 0.08], [low - 0.5], [high + 0.5], [high / 2 + 0.01]], dtype=DOUBLE)
     if by.full_scale != 1.0:
-        x = x[[0, 3, 4, 5]]  # an end that is no binary fraction is met or missed by rounding
+        x = x[[0, 3, 4, 5, 6, 7]]  # an end that is no binary fraction is met or missed by rounding
     fast = answers(model, x, True)
     as_twin(monkeypatch)
     assert_same(fast[:2], answers(model, x, True)[:2])

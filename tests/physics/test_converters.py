@@ -86,7 +86,7 @@ def test_the_gradient_is_the_declared_straight_through_one(stochastic, signed):
     to_full_scale = [float(torch.autograd.grad(one, full_scale, retain_graph=True)[0]) for one in y]
 
     v = x.detach().numpy() / 0.8 * most
-    inside = (v <= most) & (v >= (-most if signed else 0))
+    inside = (v <= most + 0.5) & (v >= (-most if signed else 0) - 0.5)
     code = np.round(y.detach().numpy() / 0.8 * most)
     np.testing.assert_allclose(to_x, inside.astype(float), rtol=0, atol=1e-15)
     beyond = code / most  # +-1, or 0 at an unsigned zero

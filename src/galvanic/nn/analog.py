@@ -46,6 +46,7 @@ class Analog(Stored, Ranged):
         self._rides = (
             still and type(profile.input_coding) is Whole and isinstance(profile.product, Kirchhoff) and profile.encoding.width == 1
         )
+        self._keeps_unit = self._rides and not profile.encoding.extra_columns  # whose codes, alike in a column, meet half a step exactly
         self.cuts()  # refuses a tile that is too small, before anything else happens
         self._install_chip()
         self._install_weight()
@@ -73,6 +74,11 @@ class Analog(Stored, Ranged):
         """Product of prepared inputs with a weight in the layer's own layout, without bias."""
         raise NotImplementedError
 
+    def onto(self, g: Tensor, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        """The scalar product of `g` with ``contract(u, weight)``."""
+        y = self.contract(u, weight, *how)
+        return torch.dot(g.to(y.dtype).reshape(-1), y.reshape(-1))
+
     def patches(self, u: Tensor, *how: Any) -> Tensor:
         """The prepared inputs as vectors, (..., positions..., channels x kernel), for a circuit that is solved vector by vector."""
         raise NotImplementedError
@@ -89,13 +95,13 @@ class Analog(Stored, Ranged):
         w = self.written(at)
         if self._alone(w):
             return self.digital(x, self.weight if self._bare else self.native(self._whole(w)), *how)
-        u, r_x = self.enter(x, at)
+        u, r_x, unit = self.enter(x, at)
         results = self.results(u, w, *how)
         if r_x is not None and self._wants_range_alone(x, r_x):
-            results = self._along_range(results, x, r_x, w, *how)
+            results = self._along_range(results, x, r_x, unit, w, *how)
         if self._leaves_at_once(w, results):
-            return self._leave_at_once(results, w, r_x)
-        results = self.in_cells(results, w)
+            return self._leave_at_once(results, w, r_x, unit)
+        results = self.in_cells(results, w, unit)
         r_y, width = self.full_scale("output"), self.profile.encoding.width
         converted = [[[self.leave(y, at, t * width + k, r_y) for y in ys] for k, ys in enumerate(lanes)] for t, lanes in enumerate(results)]
         y = self.collect(converted)
@@ -117,21 +123,27 @@ class Analog(Stored, Ranged):
             return matrix if self.gain is None else matrix * self._gained(torch.ones_like(w.scale))  # type: ignore[arg-type]
         return matrix if w.scale is None else matrix * self._gained(w.scale)
 
-    def in_cells(self, results: Results, w: Written) -> Results:
-        """The results in units of one cell."""
-        if not w.unscaled or w.scale is None:
+    def in_cells(self, results: Results, w: Written, unit: float = 1.0) -> Results:
+        """The results of inputs in this unit, in units of one cell."""
+        if unit == 1 and (not w.unscaled or w.scale is None):
             return results
-        return [[[y / self._broadcast(w.scale.flatten()).to(y.dtype) for y in ys] for ys in lanes] for lanes in results]
+        by: Any = self._broadcast(w.scale.flatten() * unit) if w.unscaled and w.scale is not None else unit
+        return [[[y / (by.to(y.dtype) if isinstance(by, Tensor) else by) for y in ys] for ys in lanes] for lanes in results]
 
-    def enter(self, x: Tensor, at: Context) -> tuple[Tensor, Tensor | None]:
-        """The inputs after their converters, in units of full scale, and that full scale; (x, None) where that side needs none."""
+    def enter(self, x: Tensor, at: Context) -> tuple[Tensor, Tensor | None, float]:
+        """The inputs after their converters, their full scale, and their unit in units of it.
+
+        The unit is the full scale itself, but where a linear product may as well take them in their own; (x, None, 1) without converters.
+        """
         if not self.profile.converts("input"):
-            return self.prepare(x), None
+            return self.prepare(x), None, 1.0
         converter, r = self._converters["input"], self.stored_range("input")
         if r is not None and converter is not None and not converter.std and fused.possible(x):
-            return self.prepare(fused.enter(x, r.detach() if self._wants_range_alone(x, r) else r, converter)), r
+            unit = fused.size_of(r) if self._keeps_unit else 1.0
+            u = fused.enter(x, r.detach() if self._wants_range_alone(x, r) else r, converter, unit)
+            return self.prepare(u), r, unit
         r = self._full_scale_of(x)
-        return self.prepare(self._disturb("input", x / r, at)), r
+        return self.prepare(self._disturb("input", x / r, at)), r, 1.0
 
     def _full_scale_of(self, x: Tensor) -> Any:
         """The full scale of these inputs: one number, or one a vector; None where that side needs none."""
@@ -145,20 +157,20 @@ class Analog(Stored, Ranged):
         wants = torch.is_grad_enabled() and r.requires_grad and not x.requires_grad
         return wants and self._rides and fused.possible(x)
 
-    def _along_range(self, results: Results, x: Tensor, r: Tensor, w: Written, *how: Any) -> Results:
+    def _along_range(self, results: Results, x: Tensor, r: Tensor, unit: float, w: Written, *how: Any) -> Results:
         """The results, with the gradient to the full scale of inputs that have none themselves."""
         converter, cuts = self._converters["input"], self.cuts()
         assert converter is not None
         sizes = [cut.stop - cut.start for cut in cuts]
 
-        def product(tile: int) -> Callable[[Tensor, Tensor], Tensor]:
-            return lambda slope, weight: self.contract(self.parts(self.prepare(slope), cuts)[tile], weight, *how)
+        def onto(tile: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+            return lambda g, slope, weight: self.onto(g, self.parts(self.prepare(slope), cuts)[tile], weight, *how)
 
         if len(results) == 1:
             cuts, sizes = [slice(0, sum(sizes))], [sum(sizes)]
         weights = [self.native(m) for m in _cut(w.lanes[0][0], sizes)]
         return [
-            [[fused.along_range(lanes[0][0], x, r, weight, converter, product(t))]]
+            [[fused.along_range(lanes[0][0], x, r, unit, weight, converter, onto(t))]]
             for t, (lanes, weight) in enumerate(zip(results, weights, strict=True))
         ]
 
@@ -252,7 +264,7 @@ class Analog(Stored, Ranged):
         learned = r_y is not None and r_y.requires_grad and torch.is_grad_enabled()
         return plain and self._converters["output"] is not None and r_y is not None and not learned and y.is_contiguous()
 
-    def _leave_at_once(self, results: Results, w: Written, r_x: Tensor | None) -> Tensor:
+    def _leave_at_once(self, results: Results, w: Written, r_x: Tensor | None, unit: float) -> Tensor:
         converter, r_y = self._converters["output"], self.stored_range("output")
         assert converter is not None and w.scale is not None  # noqa: PT018
         assert r_y is not None and self.noise_level is not None  # noqa: PT018
@@ -266,7 +278,7 @@ class Analog(Stored, Ranged):
         one = r_x is None or r_x.numel() == 1
         scale, gain = w.scale.flatten().to(ys[0].dtype), None if self.gain is None else self.gain.to(ys[0].dtype)
         y = fused.leave(
-            ys, scale, w.unscaled, gain, r_x if one else None, self.bias if one else None, r_y, std, noise, converter, self.trailing
+            ys, scale, w.unscaled, gain, unit, r_x if one else None, self.bias if one else None, r_y, std, noise, converter, self.trailing
         )
         if r_x is None or one:
             return y

@@ -112,9 +112,9 @@ def _signals(layer: Analog, x: Tensor, y: Tensor, how: tuple[Any, ...]) -> dict[
     exact = layer.digital(x, layer.weight, *how)
     bias = 0 if layer.bias is None else layer._broadcast(layer.bias)
     context = Context(**layer.at)
-    u, _ = layer.enter(x, context)
+    u, _, unit = layer.enter(x, context)
     written = layer.written(context)
-    results = layer.in_cells(layer.results(u, written, *how), written)
+    results = layer.in_cells(layer.results(u, written, *how), written, unit)
     currents = torch.cat([y.flatten() for lanes in results for passes in lanes for y in passes]).abs()
     return {
         "error": float((y - exact).square().mean().sqrt() / (exact - bias).square().mean().sqrt().clamp(min=1e-12)),

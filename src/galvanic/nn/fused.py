@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from math import gcd, prod
 from typing import Any
 
@@ -77,24 +76,30 @@ def _refuse_second_derivative() -> None:
         )
 
 
-def enter(x: Tensor, r: Tensor, by: Converter) -> Tensor:
-    """The inputs in units of the full scale `r`, one number, after a converter without noise."""
+def enter(x: Tensor, r: Tensor, by: Converter, unit: float = 1.0) -> Tensor:
+    """The inputs after a converter without noise, of full scale `r`, one number, which becomes `unit`.
+
+    A unit is a constant to the gradient. Where it is the full scale itself, the gradient to the inputs is spared a pass.
+    """
     if torch.is_grad_enabled() and (x.requires_grad or r.requires_grad):
-        return _Enter.apply(x, r, by)
-    return _quantise(x, by.top / size_of(r), by)
+        return _Enter.apply(x, r, by, unit)
+    return _quantise(x, size_of(r), by, unit)
 
 
 def size_of(r: Tensor) -> float:
     """A full scale as a number that can be divided by."""
-    return max(float(r.detach()), torch.finfo(r.dtype).tiny)
+    return max(r.item(), torch.finfo(r.dtype).tiny)
 
 
-def along_range(y: Tensor, x: Tensor, r: Tensor, weight: Tensor, by: Converter, contract: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    r"""A product ``y = contract(enter(x), weight)`` of inputs without a gradient, which gives the full scale `r` its own.
+def along_range(
+    y: Tensor, x: Tensor, r: Tensor, unit: float, weight: Tensor, by: Converter, onto: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    r"""A product `y` of inputs without a gradient, ``enter(x, r, by, unit)``, with `weight`, which gives the full scale `r` its own.
 
-    Instead of the gradient to every input, the backward pass takes $\sum_j g_j\,(W\,\partial u / \partial r)_j$: one forward product.
+    Instead of the gradient to every input, the backward pass takes $\sum_j g_j\,(W\,\partial u / \partial r)_j$: one product,
+    ``onto(g, du, weight)``.
     """
-    return _AlongRange.apply(y, x, r, weight, by, contract)
+    return _AlongRange.apply(y, x, r, unit, weight, by, onto)
 
 
 def leave(
@@ -102,6 +107,7 @@ def leave(
     scale: Tensor,
     unscaled: bool,
     gain: Tensor | None,
+    unit: float,
     r_x: Tensor | None,
     bias: Tensor | None,
     r_y: Tensor,
@@ -117,6 +123,7 @@ def leave(
         scale: digital scale of each column.
         unscaled: whether the results are in units of the scale rather than of one cell.
         gain: further factor of each column.
+        unit: unit of the inputs: the results hold it as a factor.
         r_x: full scale of the inputs, one number; None for 1.
         bias: of each column.
         r_y: full scale of the converters, in units of one cell.
@@ -125,67 +132,68 @@ def leave(
         by: the converter.
         trailing: dimensions after that of the columns.
     """
-    return _Leave.apply(r_x, bias, scale, unscaled, gain, r_y, std, noise, by, trailing, *ys)
+    return _Leave.apply(r_x, bias, scale, unscaled, gain, unit, r_y, std, noise, by, trailing, *ys)
 
 
-def _blocks(x: Tensor) -> list[Tensor]:
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
     """A signal in blocks of rows; each has a multiple of 16 elements where it can, so that noise drawn by blocks is that drawn at once."""
+    if x.numel() <= _BLOCK:
+        return (x,)
     width = x.shape[1:].numel()
     least = 16 // gcd(16, max(1, width))
-    step = max(1, _BLOCK // max(1, width) // least) * least
-    return list(x.split(step)) if len(x) > step else [x]
+    return x.split(max(1, _BLOCK // max(1, width) // least) * least)
 
 
-def _quantise(x: Tensor, k: float, by: Converter) -> Tensor:
+def _quantise(x: Tensor, r: float, by: Converter, unit: float) -> Tensor:
+    if x.numel() <= _BLOCK:
+        return torch.mul(x, by.top / r).round_().clamp_(by.low, by.high).mul_(unit / by.top)
     u = torch.empty_like(x)
     if u.stride() != x.stride():  # a view with gaps
         x, u = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
     dense = x.is_contiguous()
     for v, out in zip(_blocks(x.view(-1)), _blocks(u.view(-1)), strict=True) if dense else [(x, u)]:
-        torch.mul(v, k, out=out).clamp_(by.low, by.high).round_().mul_(1 / by.top)
+        torch.mul(v, by.top / r, out=out).round_().clamp_(by.low, by.high).mul_(unit / by.top)
     return u
 
 
-def _inside(g: Tensor, x: Tensor, low: float, high: float) -> Tensor:
-    """`g` where low <= x <= high, else 0, in one pass that is vectorised, which those over booleans are not."""
-    room = 4 * torch.finfo(x.dtype).eps * (high - low)  # the kernel leaves out the ends, which rounding may meet or miss
-    return torch.ops.aten.hardtanh_backward(g, x, low - room, high + room)
+def _unless_clipped(g: Tensor, v: Tensor, by: Converter, code: float = 1.0) -> Tensor:
+    """`g` where v, in units of `code`, is nearest to a code of the converter, else 0: one vectorised pass, unlike those over booleans."""
+    return torch.ops.aten.hardtanh_backward(g, v, (by.low - 0.5) * code, (by.high + 0.5) * code)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() if torch.is_grad_enabled() else torch.dot(a.reshape(-1), b.reshape(-1))  # no product is kept
 
 
-@cache
-def _ones(n: int, dtype: torch.dtype) -> Tensor:
-    return torch.ones(n, dtype=dtype)
-
-
 class _Enter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, r: Tensor, by: Converter) -> Tensor:
+    def forward(ctx: Any, x: Tensor, r: Tensor, by: Converter, unit: float) -> Tensor:
         ctx.save_for_backward(x, r)
-        ctx.by, ctx.size = by, size_of(r)
-        return _quantise(x, by.top / ctx.size, by)
+        ctx.by, ctx.size, ctx.unit = by, size_of(r), unit
+        return _quantise(x, ctx.size, by, unit)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, r = ctx.saved_tensors
-        gx = _inside(g, x, ctx.size * ctx.by.low / ctx.by.top, ctx.size * ctx.by.high / ctx.by.top)
-        again = torch.is_grad_enabled()  # a gradient of this gradient is wanted
-        gx = gx / r if again else gx.mul_(1 / ctx.size)
+        gx = _unless_clipped(g, x, ctx.by, ctx.size / ctx.by.top)
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+            gx = gx * (ctx.unit / r)
+        elif ctx.unit != ctx.size:
+            gx = gx.mul_(ctx.unit / ctx.size)
         g_r = None
         if ctx.needs_input_grad[1]:
-            g_r = -_dot(gx, x).view(r.shape) / r if again else _dot(gx, x).view(r.shape).mul_(-1 / ctx.size)
-            g_r = g_r * (ctx.size > torch.finfo(r.dtype).tiny)  # too small to divide by: nothing is learned from it
-        return gx, g_r, None
+            learns = ctx.size > torch.finfo(r.dtype).tiny  # else it is too small to divide by
+            g_r = -_dot(gx, x).view(r.shape) / r if learns else torch.zeros_like(r)
+        return gx, g_r, None, None
 
 
 class _AlongRange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, r: Tensor, weight: Tensor, by: Converter, contract: Callable[..., Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, r: Tensor, unit: float, weight: Tensor, by: Converter, onto: Callable[..., Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(x, r, weight)
-        ctx.by, ctx.contract = by, contract
+        ctx.unit, ctx.by, ctx.onto = unit, by, onto
         return y.view_as(y)
 
     @staticmethod
@@ -193,10 +201,9 @@ class _AlongRange(torch.autograd.Function):
         _refuse_second_derivative()
         x, r, weight = ctx.saved_tensors
         size = size_of(r)
-        slope = ctx.contract(_inside(x, x, size * ctx.by.low / ctx.by.top, size * ctx.by.high / ctx.by.top), weight)
-        g_r = _dot(g.to(slope.dtype), slope).view(r.shape)
+        g_r = ctx.onto(g, _unless_clipped(x, x, ctx.by, size / ctx.by.top), weight).view(r.shape)
         learns = size > torch.finfo(r.dtype).tiny  # else it is too small to divide by
-        return g, None, g_r * (-1 / size**2) if learns else torch.zeros_like(r), None, None, None
+        return g, None, g_r * (-ctx.unit / size / size) if learns else torch.zeros_like(r), None, None, None, None
 
 
 class _Leave(torch.autograd.Function):
@@ -208,6 +215,7 @@ class _Leave(torch.autograd.Function):
         scale: Tensor,
         unscaled: bool,
         gain: Tensor | None,
+        unit: float,
         r_y: Tensor,
         std: float,
         noise: list[Tensor] | None,
@@ -215,75 +223,78 @@ class _Leave(torch.autograd.Function):
         trailing: int,
         *ys: Tensor,
     ) -> Tensor:
-        n, space = len(scale), prod(ys[0].shape[ys[0].ndim - trailing :])
+        n, space = scale.shape[0], prod(ys[0].shape[ys[0].ndim - trailing :])
         code, r = size_of(r_y) / by.top, 1.0 if r_x is None else size_of(r_x)  # size of a code, in cells
-        tiles = [_blocks(y.detach().view(-1, n, space)) for y in ys]
-        draws = None if noise is None else [_blocks(z.reshape(-1, n, space)) for z in noise]
         gained = scale if gain is None else scale * gain
-        k = ((1 / code) / scale).view(n, 1) if unscaled else 1 / code
+        k = (scale * (code * unit)).reciprocal_().view(n, 1) if unscaled else 1 / (code * unit)
         factor = (gained * (code * r)).view(n, 1)
         shift = None if bias is None else bias.view(n, 1)
-        masks, codes = [], None
-        if any(ctx.needs_input_grad):
-            masks = [torch.empty(y.shape, dtype=torch.int8) for y in ys]
-        if ctx.needs_input_grad[0]:
-            codes = torch.empty(ys[0].shape, dtype=_integer(by, len(ys)))
-        kept = [_blocks(mask.view(-1, n, space)) for mask in masks]
+        tiles = [_blocks(y.detach().view(-1, n, space)) for y in ys]
+        draws = None if noise is None else [_blocks(z.reshape(-1, n, space)) for z in noise]
+        codes = torch.empty(ys[0].shape, dtype=_integer(by, len(ys))) if ctx.needs_input_grad[0] else None
         sums = None if codes is None else _blocks(codes.view(-1, n, space))
-        for b in range(len(tiles[0])):
-            total: Tensor | None = None
+        clips = [_Clips(y, n, space) for y in ys] if any(ctx.needs_input_grad) else None
+        z = torch.empty_like(tiles[0][0]) if std and draws is None else None
+        for b, total in enumerate(tiles[0]):
             for t, tile in enumerate(tiles):
                 v = tile[b].mul_(k)
                 if std:
-                    v.add_(torch.randn_like(v) if draws is None else draws[t][b], alpha=std * by.top)
-                if kept:
-                    kept[t][b].copy_(_inside(_ones(v.numel(), v.dtype).view(v.shape), v, by.low, by.high))
-                v.clamp_(by.low, by.high).round_()
-                total = v if total is None else total.add_(v)
-            assert total is not None
+                    v.add_(z[: v.shape[0]].normal_() if draws is None else draws[t][b], alpha=std * by.top)  # type: ignore[index]
+                v.round_()
+                if clips is None:
+                    v.clamp_(by.low, by.high)
+                else:
+                    clips[t].see(b, v, by)
+                if t:
+                    total.add_(v)
             if sums is not None:
                 sums[b].copy_(total)
             total.mul_(factor)
             if shift is not None:
                 total.add_(shift)
-        slope = gained if not unscaled else gain
-        ctx.save_for_backward(r_x, slope, gained if codes is not None else None, codes, *masks)
-        ctx.code, ctx.r, ctx.shape = code, r, (-1, n, space)
+        masks = [] if clips is None else [c.mask for c in clips]
+        ctx.save_for_backward(gain if unscaled else gained, gained if codes is not None else None, codes, *masks)
+        ctx.code, ctx.times, ctx.shape = code, r / unit, (-1, n, space)
         return ys[0].detach()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        r_x, slope, gained, codes, *masks = ctx.saved_tensors
+        slope, gained, codes, *masks = ctx.saved_tensors
         flat, n = g.reshape(ctx.shape), ctx.shape[1]
         g_bias = flat.sum((0, 2)) if ctx.needs_input_grad[1] else None
-        if codes is None and torch.is_grad_enabled():  # a gradient of this gradient is wanted
-            whole = flat if r_x is None else flat * r_x
-            whole = whole if slope is None else whole * slope.expand(n).view(-1, 1)
-            return None, g_bias, *[None] * 8, *[(whole * mask.view(ctx.shape)).view(g.shape) for mask in masks]
-        _refuse_second_derivative()
-        times = ctx.r if slope is None else (slope * ctx.r).expand(n).view(-1, 1)
-        gys = _backward_in_blocks(flat, times, [mask.view(ctx.shape) for mask in masks], g.shape)
-        g_r = None if codes is None else _by_codes(flat, codes.view(ctx.shape), gained).mul_(ctx.code).view(r_x.shape)
-        return g_r, g_bias, *[None] * 8, *gys
+        times = ctx.times if slope is None else (slope * ctx.times).expand(n).view(-1, 1)
+        whole = flat if isinstance(times, float) and times == 1 else flat * times
+        gys = [(whole if mask is None else whole * mask.view(ctx.shape)).view(g.shape) for mask in masks]
+        g_r = None
+        if codes is not None:
+            _refuse_second_derivative()
+            g_r = _by_codes(flat, codes.view(ctx.shape), gained).mul_(ctx.code)
+        return g_r, g_bias, *[None] * 9, *gys
 
 
-def _backward_in_blocks(g: Tensor, times: Any, masks: list[Tensor], shape: torch.Size) -> list[Tensor]:
-    """The gradient to the result of every tile."""
-    gys = [torch.empty(shape, dtype=g.dtype) for _ in masks]
-    blocks = [_blocks(gy.view(g.shape)) for gy in gys]
-    kept = [_blocks(mask) for mask in masks]
-    for b, part in enumerate(_blocks(g)):
-        gy = torch.mul(part, times, out=blocks[0][b])
-        for t in range(1, len(masks)):
-            torch.mul(gy, kept[t][b], out=blocks[t][b])
-        gy.mul_(kept[0][b])
-    return gys
+class _Clips:
+    """Where a result was clipped: a byte an element, and none where nothing was."""
+
+    def __init__(self, y: Tensor, n: int, space: int) -> None:
+        self.mask: Tensor | None = None
+        self._shape, self._flat = y.shape, (-1, n, space)
+
+    def see(self, block: int, v: Tensor, by: Converter) -> None:
+        """Clip a block of rounded codes."""
+        if not v.numel() or (v.amax().item() <= by.high and v.amin().item() >= by.low):
+            return
+        if self.mask is None:
+            self.mask = torch.ones(self._shape, dtype=torch.int8)
+        _blocks(self.mask.view(self._flat))[block].copy_(_unless_clipped(torch.ones_like(v), v, by))
+        v.clamp_(by.low, by.high)
 
 
 def _by_codes(g: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """The sum over everything of gradient times code times the scale of the column."""
-    columns = sum((part * code).sum((0, 2)) for part, code in zip(_blocks(g), _blocks(codes), strict=True))
-    return torch.dot(torch.as_tensor(columns), scale)
+    """The sum over everything of gradient times code times the scale of the column, (1,)."""
+    parts = _blocks(g)
+    scratch = torch.empty_like(parts[0])
+    columns = [scratch[: part.shape[0]].copy_(code).mul_(part).sum((0, 2)) for part, code in zip(parts, _blocks(codes), strict=True)]
+    return torch.dot(columns[0] if len(columns) == 1 else torch.stack(columns).sum(0), scale).view(1)
 
 
 def _integer(by: Converter, tiles: int) -> torch.dtype:

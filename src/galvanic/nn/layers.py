@@ -42,6 +42,14 @@ class _AnalogConv(Analog, nn.modules.conv._ConvNd):
     def contract(self, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
         return self._convolve(u, weight, self.groups)
 
+    def onto(self, g: Tensor, u: Tensor, weight: Tensor, *how: Any) -> Tensor:
+        if isinstance(self.padding, str):
+            return super().onto(g, u, weight)
+        padding = self.padding if self.padding_mode == "zeros" else (0,) * self.trailing
+        form = (self.stride, padding, self.dilation, False, (0,) * self.trailing, self.groups, (False, True, False))
+        _, along, _ = torch.ops.aten.convolution_backward(g.to(u.dtype), u, weight, None, *form)  # smaller than the signal would be
+        return torch.dot(along.reshape(-1), weight.reshape(-1))
+
     def _convolve(self, u: Tensor, weight: Tensor, groups: int) -> Tensor:
         padding = self.padding if self.padding_mode == "zeros" else 0
         return _CONV[self.trailing](u, weight, None, self.stride, padding, self.dilation, groups)

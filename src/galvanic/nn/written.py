@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from galvanic.nn import fused
 from galvanic.nn.placed import Placed, even
 from galvanic.physics import Additive, Circuit, Context, DifferentialPair, Direct, Gaussian, Kirchhoff, Nonideality
 from galvanic.physics.value import as_tensor, tensors_in
@@ -126,8 +127,9 @@ class Stored(Placed):
         top = torch.maximum(w.amax(dims, keepdim=True), -w.amin(dims, keepdim=True))  # no copy of the magnitudes
         if self.profile.power_of_two_scales:
             top = torch.exp2(top.log2().ceil())
-        largest = top.max()  # a column of zeros is written with the scale of the layer, or its noise would be anyone's
-        top = torch.where(top > 0, top, torch.where(largest > 0, largest, 1.0))
+        if not fused.possible(w) or top.amin().item() <= 0:
+            largest = top.max()  # a column of zeros is written with the scale of the layer, or its noise would be anyone's
+            top = torch.where(top > 0, top, torch.where(largest > 0, largest, 1.0))
         return top if top.shape[1] == w.shape[1] else top.expand(w.shape[0], w.shape[1], *top.shape[2:])
 
     def conductances(self, scale: Tensor, at: Context, columns: slice | None = None) -> Tensor:

@@ -56,8 +56,10 @@ class Converter(Nonideality):
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         step = self.full_scale / self.top
         v = x / step if z is None else x / step + at.noise_level * self.offset_std / step * z[0]
-        v = v.clamp(-self.top if self.signed else 0, self.top)
-        return straight_through(v.sign() * self.code(v.abs(), None if z is None else z[1:], at), v) * step
+        low, high = -self.top if self.signed else 0, self.top
+        within = v.clamp(low, high)
+        code = within.sign() * self.code(within.abs(), None if z is None else z[1:], at)
+        return straight_through(code, v.clamp(low - 0.5, high + 0.5)) * step
 
 
 @dataclass(frozen=True, kw_only=True)

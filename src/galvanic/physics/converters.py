@@ -28,8 +28,9 @@ class Quantize(Nonideality):
     $s = \mathrm{full\ scale} / 2^{b-1}$, a power of two where the full scale is one: sums and products of such codes are exact in floating
     point. With `step` instead of bits there is no clipping: ``step=2**-b`` is the published form $\mathrm{round}(x 2^b) / 2^b + \epsilon$.
 
-    The gradient is the straight-through one: that of the formula with round left out. It is 1 inside the range and 0 beyond it; to the
-    full scale it is (round(v) - v) / Q_p inside, with v = x / s, and the end of the range beyond (+-1; 0 below an unsigned zero).
+    The gradient is the straight-through one: 1 where the nearest level is one of the converter's, so up to half a step beyond the range,
+    and 0 where it clips; to the full scale it is (round(v) - v) / Q_p there, with v = x / s, and the end of the range beyond (+-1; 0 below
+    an unsigned zero).
 
     Args:
         bits: resolution; either it or `step`.
@@ -102,11 +103,11 @@ class Quantize(Nonideality):
     def apply(self, x: Tensor, z: Tensor | None, at: Context) -> Tensor:
         codes = self.levels()
         step = self.size()
-        v = x / step if codes is None else (x / step).clamp(*codes)
-        code = v.round()
-        if z is not None and self.stochastic:
-            code = (v + z[0]).round()
-            code = code if codes is None else code.clamp(*codes)  # a sum of few digits can round past the last level
+        v = x / step
+        code = (v + z[0] if z is not None and self.stochastic else v).round()
+        if codes is not None:
+            low, high = codes
+            code, v = code.clamp(low, high), v.clamp(low - 0.5, high + 0.5)
         y = straight_through(code, v) * step
         return y if z is None or not self._random else y + at.noise_level * self.error_std * z[1]
 
