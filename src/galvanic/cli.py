@@ -100,11 +100,11 @@ def run(
     data: Annotated[
         str,
         typer.Option(
-            help="digits (comes with it) | mnist | fashion-mnist | cifar10 (from --root) | a .npz file with x_train, y_train, x_test and "
-            "y_test: images (n, channels, height, width) or vectors (n, features)."
+            help="digits, gaussians (come with it) | mnist | fashion-mnist | cifar10 | cifar100 | cifar100-coarse (from --root) | a .npz "
+            "file with x_train, y_train, x_test and y_test: images (n, channels, height, width) or vectors (n, features)."
         ),
     ] = "digits",
-    root: Annotated[Path | None, typer.Option(help="Folder with the published files of mnist, fashion-mnist or cifar10.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder with the published files of mnist, fashion-mnist, cifar10 or cifar100.")] = None,
     partial_test: Annotated[
         bool, typer.Option("--partial-test", help="Accept a test set that is not complete; the report prints how many.")
     ] = False,
@@ -113,7 +113,10 @@ def run(
         str, typer.Option(help="cnn (small, with batch norm) | FILE.py:NAME, a class, function or module of yours; the file is run.")
     ] = "cnn",
     profile: Annotated[str, typer.Option(help="The hardware: a name out of `galvanic profiles`, or a .toml file.")] = "pcm",
-    recipe: Annotated[list[str] | None, typer.Option(help="digital | ptq | noise; repeat for several. Default: all three.")] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="digital | ptq | noise, or another of `galvanic recipes`; repeat for several. Default: those three."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each recipe, from --seed on.")] = 2,
     chips: Annotated[int, typer.Option(min=1, help="How many unseen chips each trained network is put on.")] = 10,
@@ -198,7 +201,7 @@ def _settle(folder: Path, given: dict[str, Any]) -> "RunDirectory":
 
     from galvanic.studies.directory import RunDirectory
     from galvanic.studies.settings import FIRST_TEST_CHIP, new_settings
-    from galvanic.train import RECIPES
+    from galvanic.train import MAIN, RECIPES
 
     for name in given["recipe"] or ():
         if name not in RECIPES:
@@ -207,7 +210,7 @@ def _settle(folder: Path, given: dict[str, Any]) -> "RunDirectory":
     settings = new_settings(
         **{name: given[name] for name in ("data", "partial_test", "train_samples", "model", "profile", "epochs", "batch")},
         root=None if given["root"] is None else str(given["root"]),
-        recipes=list(dict.fromkeys(given["recipe"] or RECIPES)),
+        recipes=list(dict.fromkeys(given["recipe"] or MAIN)),
         seeds=list(range(given["seed"], given["seed"] + given["seeds"])),
         chips=list(range(FIRST_TEST_CHIP, FIRST_TEST_CHIP + given["chips"])),
         threads=given["threads"] or (1 if given["data"] == "digits" else torch.get_num_threads()),

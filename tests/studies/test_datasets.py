@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from galvanic.studies import published
-from galvanic.studies.datasets import NAMES, Dataset, load, subset
-from galvanic.studies.published import CIFAR10_RECORD, Arrays, Collection, Published
+from galvanic.studies.datasets import NAMES, Dataset, load, read, shrunk, subset
+from galvanic.studies.published import CIFAR10_RECORD, CIFAR100_RECORD, Arrays, Collection, Published
 
 rng = np.random.default_rng(0)
 DATA = Path(os.environ.get("GALVANIC_DATA", ""))
@@ -110,6 +110,83 @@ def test_a_subset_smaller_than_the_classes_or_larger_than_the_set_is_refused(n):
     assert message == f"train_samples is {n:,}; expected 10 (one of each class) to 1,197 (all training images)"
 
 
+# -------------------------------------------------------------------------------------------------------- test_samples, shrink
+
+
+def test_a_subset_of_the_test_images_is_stratified_and_leaves_training_alone():
+    whole, part = load("digits"), load("digits", test_samples=57)
+    assert torch.equal(part.x_train, whole.x_train)
+    assert torch.equal(part.y_train, whole.y_train)
+    assert len(part.x_test) == len(part.y_test) == 57
+    share = whole.y_test.bincount() * 57 / len(whole.y_test)
+    assert (part.y_test.bincount() - share).abs().max() <= 1
+    assert part.note == whole.note + "; stratified subset of 57 of the 600 test images"
+    assert load("digits", test_samples=600).note == whole.note
+
+
+def test_a_subset_of_the_test_images_is_part_of_a_larger_one_and_keeps_image_and_label_together():
+    numbers, y = np.arange(90), np.arange(90) % 7 // 3
+    arrays = Arrays(x_train=numbers, y_train=y, x_test=numbers, y_test=y)
+    parts = [subset(arrays, n, split="test") for n in (3, 20, 50, 90)]
+    for small, large in itertools.pairwise(parts):
+        assert set(small.x_test.tolist()) < set(large.x_test.tolist())
+        assert small.y_test.tolist() == y[small.x_test].tolist()
+
+
+def test_a_subset_of_a_test_set_that_lacks_a_class_has_the_classes_that_it_shows(tmp_path):
+    file = own(tmp_path, y_test=np.array([0, 2, 2, 0, 2, 2]))
+    assert sorted(load(file, test_samples=2).y_test.tolist()) == [0, 2]
+    assert "expected 2 (one of each class) to 6 (all test images)" in refusal(ValueError, file, test_samples=1)
+
+
+@pytest.mark.parametrize("n", [-1, 0, 9, 601])
+def test_a_test_subset_smaller_than_the_classes_or_larger_than_the_set_is_refused(n):
+    message = refusal(ValueError, "digits", test_samples=n)
+    assert message == f"test_samples is {n:,}; expected 10 (one of each class) to 600 (all test images)"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_shrunk_images_are_means_over_squares(tmp_path, dtype):
+    x = rng.integers(0, 256, (30, 3, 6, 4)).astype(dtype)
+    file = own(tmp_path, x_train=x[:20], y_train=np.arange(20) % 4, x_test=x[20:], y_test=np.arange(10) % 4)
+    data = load(file, shrink=2)
+    assert_a_scaled_task(data)
+    pooled = torch.nn.functional.avg_pool2d(torch.from_numpy(x).double(), 2)
+    std, mean = torch.std_mean(pooled[:20], dim=(0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(torch.cat([data.x_train, data.x_test]).double(), (pooled - mean) / std, atol=1e-5, rtol=0)
+    assert data.note == load(file).note + "; images of 6 x 4 pixels averaged to 3 x 2"
+
+
+def test_the_largest_numbers_shrink_without_overflow(tmp_path):
+    big = np.float32(3e38)
+    file = own(tmp_path, x_train=np.full((12, 2, 2), big), x_test=np.full((6, 2, 2), big))
+    assert shrunk(read(file, None, False), 2).x_train.max() == big
+
+
+def test_shrinking_by_one_changes_nothing():
+    whole, same = load("digits"), load("digits", shrink=1)
+    assert torch.equal(same.x_train, whole.x_train)
+    assert same.note == whole.note
+
+
+@pytest.mark.parametrize("factor", [-2, 0, 3, 16])
+def test_images_that_cannot_be_divided_are_not_shrunk(factor):
+    message = refusal(ValueError, "digits", shrink=factor)
+    assert message == f"shrink is {factor}; expected a number that divides height and width of the images, 8 x 8"
+
+
+# ------------------------------------------------------------------------------------------------------------------- gaussians
+
+
+def test_the_gaussians_are_a_scaled_task_that_says_what_can_be_reached():
+    data = load("gaussians", train_samples=1000)
+    assert_a_scaled_task(data)
+    assert data.x_train.shape == (1000, 1, 8, 8)
+    assert data.x_test.shape == (5000, 1, 8, 8)
+    assert (data.name, data.classes) == ("gaussians", 10)
+    assert data.note.startswith("made: 10 Gaussian classes, on which no classifier is expected to exceed 95.9 %")
+
+
 # ---------------------------------------------------------------------------------------------------------------- names and root
 
 
@@ -119,10 +196,10 @@ def test_a_subset_smaller_than_the_classes_or_larger_than_the_set_is_refused(n):
 def test_an_unknown_name_is_refused_with_the_nearest_one(typed, near):
     message = refusal(ValueError, typed)
     assert f"unknown dataset {typed!r}; did you mean {near}" in message
-    assert "known: digits, mnist, fashion-mnist, cifar10, or the path of an .npz file" in message
+    assert "known: digits, gaussians, mnist, fashion-mnist, cifar10, cifar100, cifar100-coarse, or the path of an .npz file" in message
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("digits", "gaussians")])
 def test_a_missing_root_is_asked_for(name):
     assert refusal(ValueError, name) == f"{name} is read from its published files: say where they are with --root DIR"
 
@@ -202,6 +279,7 @@ def flipped(blob: bytes) -> bytes:
         (flipped, "{size:,} bytes, sha256 {digest}..."),
         (lambda blob: blob[: len(blob) // 2], "{size:,} bytes, sha256 {digest}..."),
         (lambda blob: b"", "0 bytes, sha256 e3b0c44298fc..."),
+        (lambda blob: blob[:2] + b"\x0d" + blob[3:], "{size:,} bytes, sha256 {digest}..."),
         (lambda blob: blob + b"more", "more than {published:,} bytes, sha256 "),
         (lambda blob: gzip.compress(flipped(blob)), "{published:,} bytes, sha256 "),
         (lambda blob: gzip.compress(blob)[:-20], "bytes of damaged gzip (Compressed file ended"),
@@ -209,7 +287,7 @@ def flipped(blob: bytes) -> bytes:
         (lambda blob: b"\x1f\x8b" + bytes(50), "52 bytes of damaged gzip ("),
         (lambda blob: gzip.compress(blob)[:10] + b"\xff" * 50, "60 bytes of damaged gzip (Error -3"),
     ],
-    ids=["flipped", "half", "empty", "longer", "zipped-flipped", "zipped-half", "zipped-crc", "zipped-header", "zipped-garbage"],
+    ids=["flipped", "half", "empty", "magic", "longer", "zipped-flipped", "zipped-half", "zipped-crc", "zipped-header", "zipped-garbage"],
 )
 def test_an_idx_file_that_is_not_the_published_one_is_refused(idx_set, tmp_path, broken, damage, came):
     name, collection, folder = idx_set
@@ -286,11 +364,17 @@ def test_a_cifar10_batch_with_another_checksum_is_refused(cifar, tmp_path, broke
 
 
 @pytest.mark.parametrize("broken", range(5))
-def test_a_part_of_a_training_batch_is_never_accepted(cifar, tmp_path, broken):
-    (cifar / f"data_batch_{broken + 1}.bin").write_bytes(HALF)
+@pytest.mark.parametrize(("part", "size"), [(HALF, "12,292"), (b"", "0")], ids=["half", "empty"])
+def test_a_part_of_a_training_batch_is_never_accepted(cifar, tmp_path, broken, part, size):
+    (cifar / f"data_batch_{broken + 1}.bin").write_bytes(part)
     message = refusal(ValueError, "cifar10", root=tmp_path, partial_test=True)
-    assert f"data_batch_{broken + 1}.bin: 12,292 bytes, md5 " in message
+    assert f"data_batch_{broken + 1}.bin: {size} bytes, md5 " in message
     assert "expected 30,730 bytes" in message
+
+
+def test_half_a_gzipped_batch_is_refused(cifar, tmp_path):
+    (cifar / "data_batch_1.bin").write_bytes(gzip.compress(BATCHES[0])[:1000])
+    assert "data_batch_1.bin: 1,000 bytes of damaged gzip (" in refusal(ValueError, "cifar10", root=tmp_path)
 
 
 def test_a_test_batch_that_is_too_long_is_refused(cifar, tmp_path):
@@ -355,6 +439,149 @@ def test_the_pickled_cifar10_is_recognised_and_the_binary_one_named(tmp_path, fo
     assert message.endswith("the binary version: https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz")
 
 
+# ------------------------------------------------------------------------------------------------------------------- CIFAR-100
+
+
+def cifar100_records(per_class: int) -> np.ndarray:
+    """Records (n, bytes) in the published layout: a superclass of five classes, the class, the planes."""
+    fine = np.arange(100 * per_class) % 100
+    pixels = rng.integers(0, 256, (len(fine), CIFAR100_RECORD - 2), dtype=np.uint8)
+    return np.column_stack([fine // 5, fine, pixels]).astype(np.uint8)
+
+
+TRAIN100, TEST100 = cifar100_records(2), cifar100_records(1)
+
+
+@pytest.fixture
+def cifar100(monkeypatch, tmp_path) -> Path:
+    """A folder with 200 training and 100 test records whose sizes are taken for the published ones."""
+    train, test = published.CIFAR100.files
+    files = (replace(train, size=TRAIN100.size), replace(test, size=TEST100.size))
+    monkeypatch.setattr(published, "CIFAR100", replace(published.CIFAR100, files=files))
+    folder = tmp_path / published.CIFAR100.folder
+    folder.mkdir()
+    (folder / "train.bin").write_bytes(TRAIN100.tobytes())
+    (folder / "test.bin").write_bytes(TEST100.tobytes())
+    return folder
+
+
+def test_the_published_cifar100_has_50000_training_and_10000_test_records():
+    assert [(file.name, file.size) for file in published.CIFAR100.files] == [("train.bin", 153_700_000), ("test.bin", 30_740_000)]
+
+
+@pytest.mark.parametrize("partial_test", [True, False])
+@pytest.mark.parametrize("bare", [True, False])
+def test_cifar100_is_read_with_fine_labels_from_either_folder(cifar100, tmp_path, bare, partial_test):
+    data = load("cifar100", root=cifar100 if bare else tmp_path, partial_test=partial_test)
+    assert_a_scaled_task(data)
+    assert data.x_train.shape == (200, 3, 32, 32)
+    assert data.x_test.shape == (100, 3, 32, 32)
+    assert (data.name, data.classes) == ("cifar100", 100)
+    assert data.y_test.tolist() == list(range(100))
+    assert data.note == "CIFAR-100 checked by size and labels: its unpacked files have no published checksum"
+    planes = TRAIN100[143, 2:].reshape(3, 32, 32)
+    for channel in range(3):
+        assert np.corrcoef(planes[channel].ravel(), data.x_train[143, channel].flatten())[0, 1] > 0.9999
+
+
+def test_the_superclasses_of_cifar100_are_the_same_images_with_twenty_labels(cifar100, tmp_path):
+    fine, coarse = load("cifar100", root=tmp_path), load("cifar100-coarse", root=tmp_path)
+    assert torch.equal(fine.x_train, coarse.x_train)
+    assert (coarse.name, coarse.classes) == ("cifar100-coarse", 20)
+    assert torch.equal(coarse.y_train, fine.y_train // 5)
+    assert torch.equal(coarse.y_test, fine.y_test // 5)
+
+
+def test_cifar100_is_read_gzipped(cifar100, tmp_path):
+    (cifar100 / "train.bin").unlink()
+    (cifar100 / "train.bin.gz").write_bytes(gzip.compress(TRAIN100.tobytes(), 1))
+    assert load("cifar100", root=tmp_path).x_train.shape == (200, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("blob", "came"),
+    [
+        (TRAIN100[:100].tobytes(), "307,400 bytes"),
+        (b"", "0 bytes"),
+        (TRAIN100.tobytes()[:-1], "614,799 bytes"),
+        (TRAIN100.tobytes() + b"more", "more than 614,800 bytes"),
+        (gzip.compress(TRAIN100.tobytes(), 1)[:1000], "1,000 bytes of damaged gzip (Compressed file ended"),
+    ],
+    ids=["half", "empty", "short", "long", "gzip"],
+)
+@pytest.mark.parametrize("partial_test", [True, False])
+def test_a_cifar100_training_file_of_another_size_is_refused(cifar100, tmp_path, blob, came, partial_test):
+    (cifar100 / "train.bin").write_bytes(blob)
+    message = refusal(ValueError, "cifar100", root=tmp_path, partial_test=partial_test)
+    assert message.startswith(f"{cifar100 / 'train.bin'}: {came}")
+    assert message.partition("; ")[2].startswith("expected 614,800 bytes (uncompressed)")
+
+
+def relabelled(records: np.ndarray, at: int, *, coarse: int | None = None, fine: int | None = None) -> bytes:
+    changed = records.copy()
+    for column, label in ((0, coarse), (1, fine)):
+        if label is not None:
+            changed[at, column] = label
+    return changed.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("blob", "said"),
+    [
+        (relabelled(TRAIN100, 7, fine=100), "no CIFAR-100 records: a label is 100; expected 0..99"),
+        (relabelled(TRAIN100, 7, coarse=20), "no CIFAR-100 records: a label is 20; expected 0..19"),
+        (TRAIN100[:, [1, 0, *range(2, CIFAR100_RECORD)]].tobytes(), "no CIFAR-100 records: a label is 99; expected 0..19"),
+        (relabelled(TRAIN100, 7, fine=8), "not CIFAR-100: 10 to 10 images a superclass, 1 to 3 a class, 100 pairs of both; expected 10, 2"),
+        (relabelled(TRAIN100, 7, coarse=2), "not CIFAR-100: 9 to 11 images a superclass, 2 to 2 a class, 101 pairs of both; expected"),
+        (np.concatenate([TRAIN100[:199], TRAIN100[:1]]).tobytes(), "not CIFAR-100: 9 to 11 images a superclass, 1 to 3 a class, 100 pairs"),
+        (np.where(TRAIN100 == 99, 98, TRAIN100).tobytes(), "not CIFAR-100: 10 to 10 images a superclass, 0 to 4 a class, 99 pairs of both"),
+    ],
+    ids=["fine", "coarse", "swapped", "wrong-class", "wrong-superclass", "double", "missing-class"],
+)  # fmt: skip
+def test_a_cifar100_training_file_with_other_labels_is_refused(cifar100, tmp_path, blob, said):
+    (cifar100 / "train.bin").write_bytes(blob)
+    assert refusal(ValueError, "cifar100", root=tmp_path).startswith(f"{cifar100 / 'train.bin'}: {said}")
+
+
+def test_a_complete_cifar100_test_file_with_other_labels_is_refused(cifar100, tmp_path):
+    (cifar100 / "test.bin").write_bytes(relabelled(TEST100, 7, fine=8))
+    assert refusal(ValueError, "cifar100", root=tmp_path).startswith(f"{cifar100 / 'test.bin'}: not CIFAR-100: 5 to 5 images a superclass")
+
+
+def test_an_incomplete_cifar100_test_file_is_accepted_on_request_only(cifar100, tmp_path):
+    (cifar100 / "test.bin").write_bytes(TEST100[:4].tobytes())
+    message = refusal(ValueError, "cifar100", root=tmp_path)
+    assert "test.bin: not complete: 12,296 of 307,400 bytes (4 of 100 images); --partial-test accepts it" in message
+    data = load("cifar100", root=tmp_path, partial_test=True)
+    assert data.y_test.tolist() == [0, 1, 2, 3]
+    assert data.note.endswith("; partial test set, 4 of 100 images: the checksum of a partial test file cannot be compared")
+
+
+@pytest.mark.parametrize("size", [0, CIFAR100_RECORD - 1, CIFAR100_RECORD + 1])
+def test_a_cifar100_test_file_that_ends_within_a_record_is_refused(cifar100, tmp_path, size):
+    (cifar100 / "test.bin").write_bytes(TEST100.tobytes()[:size])
+    message = refusal(ValueError, "cifar100", root=tmp_path, partial_test=True)
+    assert message.endswith("even --partial-test wants a whole number (at least 1) of 3,074-byte records")
+
+
+@pytest.mark.parametrize("lost", ["train.bin", "test.bin"])
+def test_a_missing_cifar100_file_is_named_with_the_archive_and_its_checksum(cifar100, tmp_path, lost):
+    (cifar100 / lost).unlink()
+    message = refusal(FileNotFoundError, "cifar100-coarse", root=tmp_path)
+    archive = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz (md5 03b5dce01913d631647c71ecec9e9cb8)"
+    assert message == f"cifar100: no {lost} (or {lost}.gz) in {cifar100} or {tmp_path}; to be had from {archive}"
+
+
+@pytest.mark.parametrize("folder", ["cifar-100-python", "cifar-100-binary", "."])
+def test_the_pickled_cifar100_is_recognised_and_the_binary_one_named(tmp_path, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    path = tmp_path / folder / "train"
+    path.write_bytes(b"\x80\x02}q\x01.")
+    message = refusal(FileNotFoundError, "cifar100", root=tmp_path)
+    assert message.startswith(f"{path} is CIFAR-100's pickled (python) version, which is never unpickled; download and unpack the binary")
+    assert "cifar-100-binary.tar.gz" in message
+
+
 # -------------------------------------------------------------------------------------------------------------- the user's data
 
 
@@ -402,6 +629,11 @@ def test_the_note_tells_one_own_file_from_another(tmp_path):
     assert load(own(tmp_path, **changed("x_test", (0, 0, 0, 0), 7))).note != first
 
 
+def test_a_class_that_only_training_shows_is_kept(tmp_path):
+    data = load(own(tmp_path, y_test=np.zeros(6, int)))
+    assert (data.classes, data.y_test.tolist()) == (3, [0] * 6)
+
+
 def test_a_constant_channel_becomes_zero(tmp_path):
     x = np.stack([np.full(12, 0.1), np.arange(12)], axis=1)
     data = load(own(tmp_path, x_train=x, x_test=x[:6]))
@@ -446,6 +678,7 @@ def test_an_own_file_that_is_not_there_is_named(tmp_path):
         ({"y_test": np.eye(6, dtype=int)}, "y_test has shape (6, 6); expected (6,), one label an image"),
         (changed("y_train", (4,), -1), "y_train[4] is -1; expected labels 0, 1, ..., none negative"),
         (changed("y_test", (5,), -7), "y_test[5] is -7; expected labels 0, 1, ..., none negative"),
+        ({"y_train": np.arange(12) % 2 * 2, "y_test": np.zeros(6, int)}, "y_train[1] is 2, out of range: 2 classes are labelled 0 to 1"),
         ({"y_train": np.arange(12) % 3 + 1}, "y_train[2] is 3, out of range: 3 classes are labelled 0 to 2"),
         (changed("y_train", (11,), 10**9), "y_train[11] is 1000000000, out of range: 4 classes are labelled 0 to 3"),
         ({"y_train": np.array([0, 1, 2**64 - 1] * 4, np.uint64)}, "y_train[2] is 18446744073709551615, out of range: 3 classes"),
@@ -524,8 +757,9 @@ def test_the_real_cifar10_has_a_verified_partial_test_set():
     assert data.note.startswith("official test set, first 1,000 of 10,000 images (verified by SHA-256); stratified subset of 1,000")
 
 
-def test_every_published_file_has_a_checksum_of_full_length():
+def test_every_published_checksum_has_its_full_length():
     for collection in (published.MNIST, published.FASHION_MNIST, published.CIFAR10):
         for file in collection.files:
             assert isinstance(file, Published)
+            assert file.digest is not None
             assert len(file.digest) == hashlib.new(file.algorithm).digest_size * 2

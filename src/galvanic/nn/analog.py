@@ -1,6 +1,7 @@
 """An analog layer: the path of a signal through its converters and tiles."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -210,7 +211,8 @@ class Analog(Stored, Ranged):
             return y
         power = self._power(inputs[0].square(), matrices[0], variance, *how)
         power = power.to(torch.promote_types(power.dtype, torch.float32))  # the smallest number of half precision is no small noise
-        return y + power.clamp(min=smallest(power)).sqrt().to(y.dtype) * z
+        levels = self._of_examples(y)
+        return y + power.clamp(min=smallest(power)).sqrt().to(y.dtype) * (z if levels is None else z * levels)
 
     def _power(self, squares: Tensor, matrix: Tensor, variance: Tensor, *how: Any) -> Tensor:
         """sum_i x_i^2 var_i, of a signal that broadcasts against the tile's result; one column for all where cells are alike."""
@@ -271,9 +273,10 @@ class Analog(Stored, Ranged):
         ys = [lanes[0][0] for lanes in results]
         std = converter.std * self.noise_level
         noise: list[Tensor] | None = None
-        if std and self.reads != "fresh":
-            frozen = [self._read_draw(f"output/{t}", 0, y, torch.randn) for t, y in enumerate(ys)]
-            noise = [z for z in frozen if z is not None]
+        if std and (self.reads != "fresh" or self.levels is not None):
+            drawn = [self._read_draw(f"output/{t}", 0, y, torch.randn) for t, y in enumerate(ys)]
+            levels = self._of_examples(ys[0])
+            noise = [z if levels is None else z * levels for z in drawn if z is not None]
             std = std if noise else 0.0
         one = r_x is None or r_x.numel() == 1
         scale, gain = w.scale.flatten().to(ys[0].dtype), None if self.gain is None else self.gain.to(ys[0].dtype)
@@ -286,13 +289,16 @@ class Analog(Stored, Ranged):
         return y if self.bias is None else y + self._broadcast(self.bias)
 
     def _disturb(self, side: Side, x: Tensor, at: Context, converter: int = 0) -> Tensor:
+        levels = self._of_examples(x)
+        reading = at if levels is None else replace(at, noise_level=at.noise_level * levels)
         for index, effect in enumerate(getattr(self.profile, side)):
+            there = reading if effect.per == "read" else at
             if effect.lines:
                 axis = x.ndim - 1 - self.trailing
                 x = x.movedim(axis, -1)
-                x = self._on_neighbours(side, effect, x, self._randomness(side, index, effect, x, converter), at).movedim(-1, axis)
+                x = self._on_neighbours(side, effect, x, self._randomness(side, index, effect, x, converter), there).movedim(-1, axis)
             else:
-                x = effect.apply(x, self._randomness(side, index, effect, x, converter), at)
+                x = effect.apply(x, self._randomness(side, index, effect, x, converter), there)
         return x
 
     def _on_neighbours(self, side: Side, effect: Nonideality, x: Tensor, z: Tensor | None, at: Context) -> Tensor:

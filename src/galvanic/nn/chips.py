@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from galvanic.nn.convert import analog_layers
 from galvanic.nn.placed import Chip, Reads
 from galvanic.physics import Conditions
+from galvanic.physics.value import brief
 
 
 def program(model: nn.Module, chip: int | None = None, write: int = 0) -> nn.Module:
@@ -36,6 +37,25 @@ def at(model: nn.Module, conditions: Conditions, *, snapshot: int = 0) -> nn.Mod
     """Put the chip under conditions (age, temperature, noise level ...), in place; slow noise is drawn anew."""
     for layer in analog_layers(model).values():
         layer.place(replace(layer.chip, snapshot=snapshot), conditions, renew=("snapshot",))
+    return model
+
+
+def fluctuate(model: nn.Module, levels: Tensor | None) -> nn.Module:
+    """Give each example of the batches to come a noise level of its own, in place: a factor on all that is drawn at its reads.
+
+    What is drawn less often (a weight's noise) belongs to the whole chip and stays as it is.
+
+    Args:
+        model: an analog model.
+        levels: (n,), n the size of a batch; None for the same level everywhere.
+
+    Raises:
+        ValueError: they are not one finite number an example.
+    """
+    if levels is not None and (levels.ndim != 1 or not bool(levels.isfinite().all())):
+        raise ValueError(f"fluctuate: levels are one finite number for each example, (n,), not {brief(levels)}")
+    for layer in analog_layers(model).values():
+        layer.levels = levels
     return model
 
 

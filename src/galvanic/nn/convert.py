@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from galvanic.nn.adaptive import LearnedEffect, simulate
 from galvanic.nn.analog import Analog
 from galvanic.nn.layers import ANALOG_FORM, analog_form
 from galvanic.nn.placed import Chip
@@ -54,7 +55,7 @@ def convert(model: nn.Module, profile: Profile | Mapping[str, Profile | None], *
         elif chosen is not None:
             _install(module, chosen, name, chip)
     _close_bypasses(model)
-    return model
+    return simulate(model, False)  # hardware makes its own noise
 
 
 def to_digital(model: nn.Module) -> nn.Module:
@@ -69,7 +70,7 @@ def to_digital(model: nn.Module) -> nn.Module:
             module.use_nested_tensor = module.__dict__.pop("_galvanic_nested")
         if module.__dict__.pop("_galvanic_later", None) is not None:
             _forget_first_call(module)
-    return model
+    return simulate(model, True)
 
 
 def copied(model: nn.Module, shared: dict[int, Any] | None = None) -> nn.Module:
@@ -136,6 +137,8 @@ def _uninstall(module: nn.Module) -> None:
     digital: Any = module._digital_class
     if parametrize.is_parametrized(module) and analog_form(digital) is not None:  # parametrised since it was converted
         digital = _with_properties(digital, type(module))
+    elif not parametrize.is_parametrized(module) and analog_form(digital) is None:  # the parametrisation was removed since then
+        digital = digital.__bases__[0]
     for name in module._installed:  # type: ignore[union-attr]
         del module.__dict__[name]
     del module.__dict__["_installed"]
@@ -271,6 +274,8 @@ def _placement(module: nn.Module) -> dict[str, Any]:
 
 def _why_digital(module: nn.Module) -> str:
     kind = type(module)
+    if isinstance(module, LearnedEffect):
+        return "simulated noise: the chip makes its own"
     if "_galvanic_later" in module.__dict__:
         return "it goes on the chip after its first call, when its shape is known"
     if _digital_form(module) is not None:

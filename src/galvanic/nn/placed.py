@@ -72,6 +72,7 @@ class Placed(nn.Module):
         self.gain: Tensor | None = None
         self.noise_level: float | None = 1.0  # None where it wants a gradient, which a number cannot have
         self.reads: Reads = "fresh"
+        self.levels: Tensor | None = None  # a factor for each example of a batch, on the noise of its reads
         self._draws: dict[tuple[Side, int], Tensor] = {}
         self._frozen: dict[tuple[str, int, torch.Size], Tensor] = {}
         self._stamp = 0  # counts placements
@@ -172,6 +173,17 @@ class Placed(nn.Module):
         if self.reads == "frozen":
             self._frozen[key] = z
         return z
+
+    def _of_examples(self, x: Tensor) -> Tensor | None:
+        """The factors on the noise of each example, against a signal; None where all are 1."""
+        if self.levels is None:
+            return None
+        if len(self.levels) != len(x):
+            raise ValueError(
+                f"{self.name or 'the layer'}: noise levels of {len(self.levels)} examples meet a signal of shape {tuple(x.shape)}; a level "
+                "for each takes a batch along the first dimension"
+            )
+        return self.levels.to(x).view(-1, *[1] * (x.ndim - 1))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)

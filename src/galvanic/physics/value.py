@@ -3,7 +3,7 @@
 import dataclasses
 import reprlib
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pydantic
 import torch
@@ -79,8 +79,13 @@ def brief(x: Any) -> str:
 @cache
 def _schema(cls: type) -> type[pydantic.BaseModel]:
     hints = get_type_hints(cls, include_extras=True)
-    fields: dict[str, Any] = {f.name: (hints[f.name], ...) for f in dataclasses.fields(cls)}
+    fields: dict[str, Any] = {f.name: (_tensor_first(hints[f.name]), ...) for f in dataclasses.fields(cls)}
     return pydantic.create_model(cls.__name__, __config__=_STRICT, **fields)
+
+
+def _tensor_first(hint: Any) -> Any:
+    """Otherwise a tensor would be tried as a number: a warning where it wants a gradient, and a wait for its device."""
+    return Annotated[Tensor | hint, pydantic.Field(union_mode="left_to_right")] if Tensor in get_args(hint) else hint
 
 
 def _check(value: Value) -> None:

@@ -1,4 +1,4 @@
-"""Classification tasks for the studies: digits, MNIST, Fashion-MNIST, CIFAR-10 and the user's own arrays. Nothing is downloaded."""
+"""Classification tasks for the studies: made ones, published image sets and the user's own arrays. Nothing is downloaded."""
 
 import difflib
 import hashlib
@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from galvanic.studies import published
 from galvanic.studies.published import Arrays
+from galvanic.studies.synthetic import Gaussians
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
+NAMES = ("digits", "gaussians", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse")
 SPLITS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -40,20 +41,31 @@ class Dataset:
     note: str
 
 
-def load(name: str, *, root: Path | None = None, partial_test: bool = False, train_samples: int | None = None) -> Dataset:
+def load(
+    name: str,
+    *,
+    root: Path | None = None,
+    partial_test: bool = False,
+    train_samples: int | None = None,
+    test_samples: int | None = None,
+    shrink: int | None = None,
+) -> Dataset:
     """The dataset of that name, read from local files and checked.
 
     Args:
         name: one of `NAMES`, or the path of an `.npz` file with the arrays x_train, y_train, x_test and y_test: images
             (n, channels, height, width), (n, height, width) or (n, features), integer labels 0 ... k - 1. Features become
             channels, so that each is scaled by itself.
-        root: folder with the published files; not needed by digits and `.npz` files.
-        partial_test: accept a CIFAR-10 test file that has its first records only; complete files are not affected.
+        root: folder with the published files; not needed by digits, gaussians and `.npz` files.
+        partial_test: accept a CIFAR test file that has its first records only; complete files are not affected.
         train_samples: keep a fixed, stratified subset of the training images; smaller subsets are parts of larger ones.
+        test_samples: the same of the test images, so that a long study can be cut down.
+        shrink: average squares of this many by this many pixels into one, before scaling.
 
     Raises:
         FileNotFoundError: a file is missing; the message says where it was looked for and where it is to be had.
-        ValueError: the name is unknown, `root` is missing, a file is not the published one, or an array is not usable.
+        ValueError: the name is unknown, `root` is missing, a file is not the published one, an array is not usable, a subset cannot
+            hold every class or is larger than the set, or images cannot be divided into such squares.
 
     >>> digits = load("digits", train_samples=100)
     >>> digits.x_train.shape, digits.x_test.shape, digits.classes
@@ -62,6 +74,10 @@ def load(name: str, *, root: Path | None = None, partial_test: bool = False, tra
     arrays = read(name, root, partial_test)
     if train_samples is not None:
         arrays = subset(arrays, train_samples)
+    if test_samples is not None:
+        arrays = subset(arrays, test_samples, split="test")
+    if shrink is not None:
+        arrays = shrunk(arrays, shrink)
     return scaled(name, arrays)
 
 
@@ -70,10 +86,14 @@ def read(name: str, root: Path | None, partial_test: bool) -> Arrays:
         return read_npz(Path(name))
     if name == "digits":
         return read_digits()
+    if name == "gaussians":
+        return Gaussians().arrays()
     readers: dict[str, Callable[[Path], Arrays]] = {
         "mnist": lambda folder: published.read_idx(published.MNIST, folder),
         "fashion-mnist": lambda folder: published.read_idx(published.FASHION_MNIST, folder),
         "cifar10": lambda folder: published.read_cifar10(folder, partial_test=partial_test),
+        "cifar100": lambda folder: published.read_cifar100(folder, partial_test=partial_test),
+        "cifar100-coarse": lambda folder: published.read_cifar100(folder, partial_test=partial_test, coarse=True),
     }
     if name not in readers:
         near = " or ".join(map(repr, difflib.get_close_matches(name.lower(), NAMES))) or "one of these"
@@ -95,21 +115,44 @@ def read_digits() -> Arrays:
     return Arrays(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, note=note)
 
 
-def subset(arrays: Arrays, samples: int) -> Arrays:
-    """A fixed stratified choice of the training images, in their old order."""
-    y, classes, total = arrays.y_train, int(arrays.y_train.max()) + 1, len(arrays.y_train)
-    if not classes <= samples <= total:
-        raise ValueError(f"train_samples is {samples:,}; expected {classes} (one of each class) to {total:,} (all training images)")
+def subset(arrays: Arrays, samples: int, *, split: Literal["train", "test"] = "train") -> Arrays:
+    """A fixed stratified choice of the training or test images, in their old order."""
+    x, y, what = getattr(arrays, f"x_{split}"), getattr(arrays, f"y_{split}"), {"train": "training", "test": "test"}[split]
+    total, shown = len(y), np.unique(y)
+    if not len(shown) <= samples <= total:
+        raise ValueError(f"{split}_samples is {samples:,}; expected {len(shown)} (one of each class) to {total:,} (all {what} images)")
     if samples == total:
         return arrays
     shuffled = np.random.default_rng(0).permutation(total)
     rank = np.empty(total)  # an image's place among its class, from 0 to 1: the lowest ranks hold every class in proportion
-    for label in range(classes):
+    for label in shown:
         members = shuffled[y[shuffled] == label]
         rank[members] = np.arange(len(members)) / len(members)
     chosen = np.sort(np.argsort(rank, kind="stable")[:samples])
-    note = f"stratified subset of {samples:,} of the {total:,} training images"
-    return replace(arrays, x_train=arrays.x_train[chosen], y_train=y[chosen], note="; ".join(filter(None, (arrays.note, note))))
+    part = replace(arrays, **{f"x_{split}": x[chosen], f"y_{split}": y[chosen]})
+    return noted(part, f"stratified subset of {samples:,} of the {total:,} {what} images")
+
+
+def shrunk(arrays: Arrays, factor: int) -> Arrays:
+    """The images (n, channels, height, width) averaged over squares of factor x factor pixels."""
+    height, width = arrays.x_train.shape[2:]
+    if factor < 1 or height % factor or width % factor:
+        raise ValueError(f"shrink is {factor}; expected a number that divides height and width of the images, {height} x {width}")
+    if factor == 1:
+        return arrays
+    x_train, x_test = (averaged(x, factor) for x in (arrays.x_train, arrays.x_test))
+    note = f"images of {height} x {width} pixels averaged to {height // factor} x {width // factor}"
+    return noted(replace(arrays, x_train=x_train, x_test=x_test), note)
+
+
+def averaged(x: NDArray[Any], factor: int) -> NDArray[Any]:
+    n, channels, height, width = x.shape
+    squares = x.reshape(n, channels, height // factor, factor, width // factor, factor)
+    return squares.mean((3, 5), dtype=np.float64)  # the largest float32 numbers have a sum, too
+
+
+def noted(arrays: Arrays, note: str) -> Arrays:
+    return replace(arrays, note="; ".join(filter(None, (arrays.note, note))))
 
 
 def scaled(name: str, arrays: Arrays) -> Dataset:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 from annotated_types import Ge, Gt, Len
@@ -18,6 +18,12 @@ from galvanic.train import RECIPES, Budget, Recipe
 
 DAY_S = 86400.0
 FIRST_TEST_CHIP = 1000
+
+
+def _known(recipe: str) -> str:
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe; known: {', '.join(RECIPES)}")
+    return recipe
 
 
 class Settings(pydantic.BaseModel):
@@ -50,7 +56,7 @@ class Settings(pydantic.BaseModel):
     model: str = "cnn"
     model_sha256: str | None = None
     profile: dict[str, Any]
-    recipes: Annotated[list[Literal["digital", "ptq", "noise"]], Len(1)]
+    recipes: Annotated[list[Annotated[str, pydantic.AfterValidator(_known)]], Len(1)]
     seeds: Annotated[list[int], Len(1)]
     chips: Annotated[list[int], Len(1)]
     ages_s: Annotated[list[Annotated[float, Ge(0)]], Len(1)] = [0.0, 3600.0, DAY_S, 30 * DAY_S, 365 * DAY_S]

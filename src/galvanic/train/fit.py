@@ -1,9 +1,11 @@
 """One training run that may be killed at any moment and ends with the same bits."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +13,29 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from galvanic.nn import Analog, age, analog_layers, at, calibrate_ranges, convert
+from galvanic.nn import (
+    AdaptiveNoise,
+    Analog,
+    age,
+    analog_layers,
+    anchor,
+    at,
+    calibrate_ranges,
+    convert,
+    fluctuate,
+    simulate,
+    stochastic,
+)
 from galvanic.physics import Conditions, Value
 from galvanic.profile import Profile
 from galvanic.seeding import generator, seed
 from galvanic.storage import read_tree, rng_state, set_rng_state, write_tree
+from galvanic.train.lsq import QuantisedTraining
+from galvanic.train.objectives import Total
 from galvanic.train.recipes import Recipe, clip_weights
-from galvanic.train.steps import NonFinite, cross_entropy, steps
+from galvanic.train.rounding import weight_bits
+from galvanic.train.steps import NonFinite, backprop, cross_entropy, steps
+from galvanic.train.terms import Term, WeightPrecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +63,10 @@ class _Run:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    teacher: nn.Module | None = None
     step: int = 0
     loss_sum: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
     rows: tuple[dict[str, Any], ...] = ()
 
 
@@ -62,6 +82,7 @@ class Fit:
         labels: (n,).
         budget: what it may spend.
         number: the seed: of the weights, the order of the images and the noise.
+        augmentation: what each batch of images goes through; None: nothing.
         path: of the checkpoint.
         checkpoint_every_s: seconds between two checkpoints.
     """
@@ -75,6 +96,7 @@ class Fit:
     number: int
     path: Path
     checkpoint_every_s: float = 2.0
+    augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
     @property
     def epoch_steps(self) -> int:
@@ -113,20 +135,50 @@ class Fit:
         run = self._resume()
         if run.step < self.total:
             raise ValueError(f"{self.path}: this training run is at step {run.step} of {self.total}")
+        for part in (self._quantised, self.recipe.training.injection):
+            if part is not None:
+                part.bake(run.model)
         return run.model.eval()
 
     def _start(self) -> _Run:
-        torch.manual_seed(seed("network", self.number))
-        model = self.build()
+        model = self._network()
         torch.manual_seed(seed("training", self.number))
         return _Run(model, self._optimizer(model))
 
+    def _network(self) -> nn.Module:
+        """The network as training begins."""
+        torch.manual_seed(seed("network", self.number))
+        model, training = self.build(), self.recipe.training
+        if training.blocks is not None:
+            model = stochastic(model, self.profile if training.blocks.noise else None, gate=training.blocks.gate)
+        if training.injection is not None:
+            training.injection.prepare(model)
+        return model
+
     def _onto_hardware(self, run: _Run) -> None:
+        if self.recipe.training.distillation is not None:
+            run.teacher = run.model
         run.model = calibrate_ranges(self._convert(run.model), self.images[: self.budget.calibration].split(self.budget.batch))
         run.optimizer = self._optimizer(run.model)
 
     def _convert(self, model: nn.Module) -> nn.Module:
-        return convert(model, self.recipe.adapt(self.profile), chip=None)
+        if self._quantised is not None:
+            model = copy.deepcopy(model)  # the teacher stays as it is
+            self._quantised.prepare(model)
+        model = convert(model, self.recipe.adapt(self.profile), chip=None)
+        blocks = self.recipe.training.blocks
+        return model if blocks is None else simulate(model, blocks.on_chips)
+
+    @property
+    def _quantised(self) -> QuantisedTraining | None:
+        """The rounding of weights in training, with the bits and scales of the hardware."""
+        quantised = self.recipe.training.quantised
+        if quantised is None:
+            return None
+        bits = weight_bits(self.profile)
+        if bits is None:
+            raise ValueError(f"recipe {self.recipe.name!r} trains quantised weights; profile {self.profile.name!r} does not quantise them")
+        return replace(quantised, bits=bits, weight_scale=self.profile.weight_scale)
 
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -139,11 +191,14 @@ class Fit:
         self._mode(run)
         saved = time.monotonic()
         self._schedule(run)
-        for step in steps(run.model, self._batches(run.step, end), self._objective, run.optimizer, first=run.step):
+        batches, objective = self._batches(run.step, end), self._objective(run)
+        gradient = self.recipe.training.sharpness or backprop
+        for step in steps(run.model, batches, objective, run.optimizer, gradient=gradient, first=run.step):
             if run.step >= self.switch and self.recipe.training.clip_sigmas is not None:
                 clip_weights(run.model, self.recipe.training.clip_sigmas)
             run.step += 1
             run.loss_sum += float(step.loss)
+            self._sum_terms(run, objective)
             self._schedule(run)  # before the checkpoint: it may draw numbers
             if run.step % self.epoch_steps == 0:
                 yield self._close_epoch(run)
@@ -158,16 +213,59 @@ class Fit:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def _objective(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy, on a chip of random age where the recipe says so."""
-        if self.recipe.training.oldest_s and any(isinstance(m, Analog) for m in model.modules()):
-            age(model, self.recipe.training.age_s(float(torch.rand(()))))
-        return cross_entropy(model, batch)
+    def _objective(self, run: _Run) -> Total:
+        """The loss of these steps: terms and teacher come with the chips."""
+        training = self.recipe.training
+        if run.step < self.switch:
+            return Total(task=partial(self._task, run))
+        return Total(
+            task=partial(self._task, run),
+            hardware=tuple(self._for_hardware(term) for term in training.hardware),
+            robustness=training.robustness,
+            distillation=training.distillation,
+            teacher=run.teacher,
+        )
+
+    def _for_hardware(self, term: Term) -> Term:
+        """The term, with the bits of the hardware where it counts in bits and the hardware has levels."""
+        bits = weight_bits(self.profile) if isinstance(term, WeightPrecision) else None
+        return term if bits is None else replace(term, bits=bits)  # type: ignore[call-arg]
+
+    def _task(self, run: _Run, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy, on a chip of random age and level where the recipe says so, and what anchors learned noise."""
+        training = self.recipe.training
+        if any(isinstance(m, Analog) for m in model.modules()):
+            if training.oldest_s:
+                age(model, training.age_s(float(torch.rand(()))))
+            self._vary(model, len(batch[0]), run.step / self.total)
+        loss = cross_entropy(model, batch)
+        simulated = training.blocks is not None and any(isinstance(m, AdaptiveNoise) and m.simulated for m in model.modules())
+        return loss + training.blocks.anchor * anchor(model) if simulated and training.blocks is not None else loss
+
+    def _vary(self, model: nn.Module, n: int, progress: float) -> None:
+        """Draw the noise level of a step, and of each of its n examples, where it is not the mean."""
+        fluctuation = self.recipe.training.fluctuation
+        if fluctuation is not None and fluctuation.per == "example":
+            fluctuate(model, fluctuation.draw(n))
+        spread = self.recipe.training.noise_spread(progress)
+        if spread or (fluctuation is not None and fluctuation.per == "step"):
+            level = abs(self.recipe.training.noise_level(progress) + spread * float(torch.randn(())))
+            if fluctuation is not None and fluctuation.per == "step":
+                level *= float(fluctuation.draw(1))
+            at(model, replace(next(iter(analog_layers(model).values())).conditions, noise_level=level))
+
+    def _sum_terms(self, run: _Run, objective: Total) -> None:
+        """Add up the loss's terms of an epoch, where it has any but the task."""
+        if len(objective.logs) > 2:  # the task and the total
+            for name, value in objective.logs.items():
+                run.terms[name] = run.terms.get(name, 0.0) + float(value)
 
     def _close_epoch(self, run: _Run) -> dict[str, Any]:
         level = self.recipe.training.noise_level((run.step - 1) / self.total)
-        row = {"epoch": run.step // self.epoch_steps, "loss": run.loss_sum / self.epoch_steps, "noise_level": level}
-        run.loss_sum, run.rows = 0.0, (*run.rows, row)
+        row: dict[str, Any] = {"epoch": run.step // self.epoch_steps, "loss": run.loss_sum / self.epoch_steps, "noise_level": level}
+        if run.terms:
+            row["terms"] = {name: value / self.epoch_steps for name, value in run.terms.items()}
+        run.loss_sum, run.terms, run.rows = 0.0, {}, (*run.rows, row)
         return row
 
     def _schedule(self, run: _Run) -> None:
@@ -188,12 +286,17 @@ class Fit:
             order = torch.randperm(len(self.images), generator=generator("order", self.number, epoch))
             for step, chosen in enumerate(order.tensor_split(self.epoch_steps), start=epoch * self.epoch_steps):
                 if start <= step < end:
-                    yield self.images[chosen], self.labels[chosen]
+                    images = self.images[chosen]
+                    if self.augmentation is not None:
+                        images = self.augmentation(images, generator("augment", self.number, step))
+                    yield images, self.labels[chosen]
 
     def _checkpoint(self, run: _Run) -> None:
         tree = {
             "step": run.step,
             "loss_sum": run.loss_sum,
+            "terms": run.terms,
+            "teacher": None if run.teacher is None else dict(run.teacher.state_dict()),
             "rows": list(run.rows),
             "model": dict(run.model.state_dict()),
             "optimizer": run.optimizer.state_dict(),
@@ -209,14 +312,16 @@ class Fit:
             raise ValueError(f"{self.path} is not a checkpoint of this training run: {' '.join(str(error).split())}") from error
 
     def _restored(self, tree: dict[str, Any]) -> _Run:
-        torch.manual_seed(seed("network", self.number))
-        model = self.build()
+        model, teacher = self._network(), None
+        if tree["teacher"] is not None:
+            teacher = copy.deepcopy(model)
+            teacher.load_state_dict(tree["teacher"])
         if tree["step"] > self.switch:
             model = self._convert(model)
         model.load_state_dict(tree["model"])
         optimizer = self._optimizer(model)
         optimizer.load_state_dict(tree["optimizer"])
-        run = _Run(model, optimizer, tree["step"], tree["loss_sum"], tuple(tree["rows"]))
+        run = _Run(model, optimizer, teacher, tree["step"], tree["loss_sum"], tree["terms"], tuple(tree["rows"]))
         self._schedule(run)
         set_rng_state(tree["rng"])
         return run
@@ -225,6 +330,8 @@ class Fit:
 def deploy(model: nn.Module, profile: Profile, recipe: Recipe, images: Tensor, budget: Budget, *, chip: int) -> nn.Module:
     """A trained network on a numbered chip: a digital one is converted and its ranges calibrated, an analog one keeps those it learned."""
     if not any(isinstance(m, Analog) for m in model.modules()):
+        if recipe.rounding is not None:
+            model = recipe.rounding.apply(model, profile, images[: budget.calibration].split(budget.batch))
         model = convert(model, recipe.adapt(profile), chip=chip).eval()
         calibrate_ranges(model, images[: budget.calibration].split(budget.batch))
     for layer in analog_layers(model).values():
