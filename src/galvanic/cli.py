@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from galvanic.studies.directory import RunDirectory
+    from galvanic.studies.grid import StudyDirectory
 
 console = Console(soft_wrap=True, emoji=False)
 errors = Console(stderr=True, soft_wrap=True, emoji=False)
@@ -115,7 +116,7 @@ def run(
     profile: Annotated[str, typer.Option(help="The hardware: a name out of `galvanic profiles`, or a .toml file.")] = "pcm",
     recipe: Annotated[
         list[str] | None,
-        typer.Option(help="digital | ptq | noise, or another of `galvanic recipes`; repeat for several. Default: those three."),
+        typer.Option(help="digital | ptq | noise, or any of `galvanic recipes`; repeat for several. Default: these three."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each recipe, from --seed on.")] = 2,
@@ -174,9 +175,8 @@ def _import() -> None:
             signal.signal(number, handler)
 
 
-def _refuse_other_settings(context: typer.Context) -> None:
+def _refuse_other_settings(context: typer.Context, allowed: tuple[str, ...] = ("resume", "checkpoint_every")) -> None:
     """A resumed run has its settings: others would be ignored in silence."""
-    allowed = ("resume", "checkpoint_every")
     sources = {name: context.get_parameter_source(name) for name in context.params if name not in allowed}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
@@ -246,7 +246,7 @@ def _refuse_occupied(folder: Path) -> None:
 
 
 @contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
+def _interruptible(folder: Path, verb: str = "run") -> Iterator[None]:
     """Ctrl-C and SIGTERM leave a run that can go on, and say how."""
 
     def terminate(*_: Any) -> Never:
@@ -257,7 +257,7 @@ def _interruptible(folder: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
         begun = (folder / "config.json").is_file()
-        hint = f"go on with: [bold]galvanic run --resume {escape(shlex.quote(str(folder)))}[/bold]" if begun else "nothing was begun"
+        hint = f"go on with: [bold]galvanic {verb} --resume {escape(shlex.quote(str(folder)))}[/bold]" if begun else "nothing was begun"
         errors.print(f"\nstopped; {hint}", highlight=False)
         raise typer.Exit(EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_TERMINATED) from None
     finally:
@@ -308,8 +308,152 @@ def _age(seconds: float) -> str:
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")]) -> None:
-    """Write the report of a run again, from its rows."""
+def study(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Which; without one, all are listed.")] = None,
+    data: Annotated[str | None, typer.Option(help="Another data set than the study's, named as for `galvanic run`.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder with the published files of the data set.")] = None,
+    partial_test: Annotated[
+        bool, typer.Option("--partial-test", help="Accept a test set that is not complete; the report prints how many.")
+    ] = False,
+    train_samples: Annotated[int | None, typer.Option(min=1, help="Size of the stratified training subset.")] = None,
+    test_samples: Annotated[int | None, typer.Option(min=1, help="Size of the stratified test subset.")] = None,
+    shrink: Annotated[int | None, typer.Option(min=1, help="Factor by which images are averaged down.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Channels of the first stage of the residual network.")] = None,
+    profile: Annotated[str | None, typer.Option(help="The hardware: a name out of `galvanic profiles`, or a .toml file.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; repeat for several.")] = None,
+    condition: Annotated[list[str] | None, typer.Option(help="Only this condition; repeat for several.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each arm.")] = 5,
+    chips: Annotated[int, typer.Option(min=1, help="How many unseen chips each trained network is put on.")] = 10,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training set, the same for every arm.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, of one thread each. Default: one a core.")] = None,
+    engine: Annotated[str, typer.Option(help="processes (this machine) | ray (a cluster; needs galvanic[ray]).")] = "processes",
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: studies/NAME, numbered.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder; it keeps its settings.")] = None,
+) -> None:
+    """Compare many ways to train, under one protocol, with intervals and verdicts.
+
+    Every arm has the same data, order, network, optimiser and number of steps; every trained network is put on the same unseen chips and
+    measured under the same conditions. The folder holds configuration, rows (rows.jsonl), what they say (summary.jsonl) and report.html.
+    A study that is killed goes on with `--resume` at the cell it was at.
+
+    Examples:
+
+      galvanic study
+
+      galvanic study survival --root ~/data
+
+      galvanic study survival --data digits --shrink 1 --seeds 2 --chips 2 --epochs 3 --arm digital --arm tuned
+
+      galvanic study --resume studies/survival --engine ray
+    """
+    with one_line_errors():
+        if resume is not None:
+            _refuse_other_settings(context, ("resume", "workers", "engine"))
+        elif name is None:
+            _print_studies()
+            return
+        _import()
+        from galvanic.studies.grid import ENGINES, StudyDirectory, study_settings
+
+        if engine not in ENGINES:
+            fail(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+        given = {key: value for key, value in locals().items() if key in _STUDY_CHOICES}
+        given["root"] = None if root is None else str(root.expanduser())
+        if resume is not None:
+            directory = StudyDirectory.open(resume)
+        else:
+            assert name is not None
+            settings = study_settings(name, seeds=seeds, chips=chips, arms=arm or (), conditions=condition or (), **given)
+            directory = StudyDirectory(out or _free_study(name), settings)
+        with _interruptible(directory.folder, "study"):
+            _execute_study(directory, workers or os.cpu_count() or 1, engine, new=resume is None)
+
+
+_STUDY_CHOICES = ("data", "root", "partial_test", "train_samples", "test_samples", "shrink", "width", "profile", "epochs")
+
+
+def _print_studies() -> None:
+    from rich.table import Table
+
+    from galvanic.studies.protocol import STUDIES
+
+    table = Table("study", "question", "arms", "data", "profile")
+    for one in STUDIES.values():
+        where = one.settings
+        table.add_row(one.name, one.summary, ", ".join(one.arms), where.get("data", "digits"), where.get("profile", "generic-4bit"))
+    console.print(table)
+
+
+def _free_study(name: str) -> Path:
+    from galvanic.studies.directory import occupied
+
+    candidates = (Path("studies") / stem for stem in (name, *(f"{name}-{n}" for n in range(2, 10000))))
+    return next(path for path in candidates if not occupied(path))
+
+
+def _execute_study(directory: "StudyDirectory", workers: int, engine: str, *, new: bool) -> None:
+    from galvanic.report import write
+    from galvanic.storage import lock
+    from galvanic.studies.grid import ENGINES
+    from galvanic.studies.trial import Trial
+
+    if new:
+        _refuse_occupied(directory.folder)
+    data = directory.settings.load_data()
+    with lock(directory.folder):
+        if new:
+            _refuse_occupied(directory.folder)  # it may have been taken in the meantime
+            directory.create(data, shlex.join(["galvanic", *sys.argv[1:]]))
+        cells = Trial(directory.settings, data, directory.folder).cells()
+        with _progress(sum(cell.effort for cell in cells)) as advance:
+            directory.execute(advance, workers=workers, engine=ENGINES[engine])
+        page = write(directory.folder)
+    _print_verdicts(directory)
+    console.print(f"\nreport: [bold]{escape(str(page))}[/bold]", highlight=False)
+
+
+def _print_verdicts(directory: "StudyDirectory") -> None:
+    """Accuracy of every arm under every condition of the first few, with the verdict against the baseline."""
+    import rich.box
+    from rich.table import Table
+    from rich.text import Text
+
+    summary = directory.summary()
+    verdicts = {(r["arm"], r["condition"]): r["verdict"] for r in summary if r["kind"] == "comparison"}
+    means = {(r["arm"], r["condition"]): r for r in summary if r["kind"] == "interval" and r["metric"] == "accuracy"}
+    s = directory.settings
+    shown = s.conditions[:7]
+    signs = {"better": " +", "worse": " -", "no difference shown": "  "}
+    title = f"Accuracy in %, {len(s.seeds)} trainings x {len(s.chips)} unseen chips; + better, - worse than the baseline, after correction"
+    table = Table(title=Text(title), title_justify="left", title_style="", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("arm", no_wrap=True)
+    for column in shown:
+        table.add_column(column, justify="right")
+    for arm in s.arms:
+        cells = [
+            f"{100 * means[arm, c]['mean']:.1f}{signs.get(verdicts.get((arm, c), ''), '  ')}" if (arm, c) in means else "" for c in shown
+        ]
+        table.add_row(arm, *cells)
+    console.print(table)
+
+
+@app.command()
+def recipes() -> None:
+    """List the ways to train that come with galvanic."""
+    from rich.table import Table
+
+    from galvanic.train import RECIPES
+
+    table = Table("recipe", "what it does")
+    for one in RECIPES.values():
+        table.add_row(one.name, one.summary)
+    console.print(table)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run or a study, finished or not.")]) -> None:
+    """Write the report of a run or a study again, from its rows."""
     from galvanic.report import write
 
     with one_line_errors():

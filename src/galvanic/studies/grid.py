@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +25,7 @@ from galvanic.storage import sweep, write_atomic, write_json
 from galvanic.studies.datasets import Dataset, load
 from galvanic.studies.protocol import STUDIES, Progress
 from galvanic.studies.settings import FIRST_TEST_CHIP
+from galvanic.studies.summary import summarise
 from galvanic.studies.trial import Row, StudyCell, Trial
 
 _PARTS = ("cells", "checkpoints")
@@ -36,7 +38,7 @@ class StudySettings(pydantic.BaseModel):
 
     Args:
         study: its name.
-        recipes: SHA-256 of every arm's recipe and of the conditions, as they were when the study began.
+        recipes_sha256: SHA-256 of every arm's recipe and of the conditions, as they were when the study began.
         data, root, partial_test, train_samples, test_samples, shrink: the data set.
         stages, width: the residual network.
         profile: the hardware, as nested dictionaries.
@@ -52,7 +54,7 @@ class StudySettings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     study: str
-    recipes: str
+    recipes_sha256: str
     data: str = "digits"
     root: str | None = None
     partial_test: bool = False
@@ -103,7 +105,7 @@ def study_settings(
     try:
         return StudySettings(
             study=name,
-            recipes=_recipes_digest(name),
+            recipes_sha256=_recipes_digest(name),
             profile=profile_to_dict(load_profile(profile)),
             arms=arms or list(study.arms),
             conditions=conditions or [c.name for c in study.conditions],
@@ -118,7 +120,8 @@ def study_settings(
 
 def _recipes_digest(name: str) -> str:
     study = STUDIES[name]
-    return hashlib.sha256(repr((study.arms, study.conditions)).encode()).hexdigest()
+    facts = re.sub(r" at 0x[0-9a-f]+", "", repr((study.arms, study.conditions)))  # a function's address says nothing
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 @dataclass
@@ -175,7 +178,7 @@ class StudyDirectory:
             settings = StudySettings(**{k: v for k, v in config.items() if k in StudySettings.model_fields})
         except pydantic.ValidationError as error:
             raise ValueError(f"{path}: {error.errors()[0]['msg']}") from None
-        if settings.study not in STUDIES or settings.recipes != _recipes_digest(settings.study):
+        if settings.study not in STUDIES or settings.recipes_sha256 != _recipes_digest(settings.study):
             raise ValueError(
                 f"{folder}: the recipes or conditions of study {settings.study!r} have changed since it began; begin a new one"
             )
@@ -221,6 +224,13 @@ class StudyDirectory:
     def _gather(self, cells: list[StudyCell]) -> None:
         done = [self.path(cell).read_bytes() for cell in cells if self.path(cell).exists()]
         write_atomic(self.folder / "rows.jsonl", b"".join(done))
+        conditions = [c for c in STUDIES[self.settings.study].conditions if c.name in self.settings.conditions]
+        summary = summarise(self.rows(), conditions, STUDIES[self.settings.study].baseline)
+        write_atomic(self.folder / "summary.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in summary).encode())
+
+    def summary(self) -> list[Row]:
+        """What the rows say, as `summarise` gives it."""
+        return [json.loads(line) for line in (self.folder / "summary.jsonl").read_text().splitlines()]
 
     def _environment(self, seconds: float, workers: int) -> None:
         path = self.folder / "environment.json"
