@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from galvanic.studies.directory import RunDirectory
-    from galvanic.studies.grid import StudyDirectory
+    from galvanic.studies.grid import Engine, StudyDirectory
 
 console = Console(soft_wrap=True, emoji=False)
 errors = Console(stderr=True, soft_wrap=True, emoji=False)
@@ -175,12 +175,18 @@ def _import() -> None:
             signal.signal(number, handler)
 
 
-def _refuse_other_settings(context: typer.Context, allowed: tuple[str, ...] = ("resume", "checkpoint_every")) -> None:
+def _refuse_other_settings(context: typer.Context, what: str = "run", allowed: tuple[str, ...] = ("--checkpoint-every",)) -> None:
     """A resumed run has its settings: others would be ignored in silence."""
-    sources = {name: context.get_parameter_source(name) for name in context.params if name not in allowed}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    given = [typed for typed in _typed(context) if typed not in ("--resume", *allowed)]
     if given:
-        fail(f"--resume keeps the settings of the run; leave out --{given[0].replace('_', '-')}")
+        fail(f"--resume keeps the settings of the {what}; leave out {given[0]}")
+
+
+def _typed(context: typer.Context) -> list[str]:
+    """The options and arguments that were typed."""
+    sources = {p: context.get_parameter_source(p.name or "") for p in context.command.params}
+    given = [p for p, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return [p.opts[0] if p.opts[0].startswith("-") else context.params[p.name or ""] for p in given]
 
 
 def _free_folder(data: str, profile: str) -> Path:
@@ -349,15 +355,16 @@ def study(
     """
     with one_line_errors():
         if resume is not None:
-            _refuse_other_settings(context, ("resume", "workers", "engine"))
+            _refuse_other_settings(context, "study", ("--workers", "--engine"))
         elif name is None:
+            if _typed(context):
+                fail(f"{_typed(context)[0]} of which study? `galvanic study` lists them")
             _print_studies()
             return
         _import()
-        from galvanic.studies.grid import ENGINES, StudyDirectory, study_settings
+        from galvanic.studies.grid import StudyDirectory, engine_named, study_settings
 
-        if engine not in ENGINES:
-            fail(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+        chosen = engine_named(engine)
         given = {key: value for key, value in locals().items() if key in _STUDY_CHOICES}
         given["root"] = None if root is None else str(root.expanduser())
         if resume is not None:
@@ -367,22 +374,23 @@ def study(
             settings = study_settings(name, seeds=seeds, chips=chips, arms=arm or (), conditions=condition or (), **given)
             directory = StudyDirectory(out or _free_study(name), settings)
         with _interruptible(directory.folder, "study"):
-            _execute_study(directory, workers or os.cpu_count() or 1, engine, new=resume is None)
+            _execute_study(directory, workers or os.cpu_count() or 1, chosen, new=resume is None)
 
 
 _STUDY_CHOICES = ("data", "root", "partial_test", "train_samples", "test_samples", "shrink", "width", "profile", "epochs")
 
 
 def _print_studies() -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from galvanic.studies.protocol import STUDIES
 
-    table = Table("study", "question", "arms", "data", "profile")
+    table = Table(Column("study", no_wrap=True), "question", "arms", Column("data", no_wrap=True), Column("profile", no_wrap=True))
     for one in STUDIES.values():
         where = one.settings
         table.add_row(one.name, one.summary, ", ".join(one.arms), where.get("data", "digits"), where.get("profile", "generic-4bit"))
     console.print(table)
+    console.print("`galvanic study NAME` runs one; `galvanic recipes` says what most arms do.", highlight=False)
 
 
 def _free_study(name: str) -> Path:
@@ -392,10 +400,9 @@ def _free_study(name: str) -> Path:
     return next(path for path in candidates if not occupied(path))
 
 
-def _execute_study(directory: "StudyDirectory", workers: int, engine: str, *, new: bool) -> None:
+def _execute_study(directory: "StudyDirectory", workers: int, engine: "Engine", *, new: bool) -> None:
     from galvanic.report import write
     from galvanic.storage import lock
-    from galvanic.studies.grid import ENGINES
     from galvanic.studies.trial import Trial
 
     if new:
@@ -407,7 +414,7 @@ def _execute_study(directory: "StudyDirectory", workers: int, engine: str, *, ne
             directory.create(data, shlex.join(["galvanic", *sys.argv[1:]]))
         cells = Trial(directory.settings, data, directory.folder).cells()
         with _progress(sum(cell.effort for cell in cells)) as advance:
-            directory.execute(advance, workers=workers, engine=ENGINES[engine])
+            directory.execute(advance, workers=workers, engine=engine)
         page = write(directory.folder)
     _print_verdicts(directory)
     console.print(f"\nreport: [bold]{escape(str(page))}[/bold]", highlight=False)
@@ -425,7 +432,8 @@ def _print_verdicts(directory: "StudyDirectory") -> None:
     s = directory.settings
     shown = s.conditions[:7]
     signs = {"better": " +", "worse": " -", "no difference shown": "  "}
-    title = f"Accuracy in %, {len(s.seeds)} trainings x {len(s.chips)} unseen chips; + better, - worse than the baseline, after correction"
+    trainings = f"{len(s.seeds)} training{'s' if len(s.seeds) > 1 else ''} x {len(s.chips)} unseen chips"
+    title = f"Accuracy in %, {trainings}; + better, - worse than the baseline, after correction"
     table = Table(title=Text(title), title_justify="left", title_style="", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("arm", no_wrap=True)
     for column in shown:
@@ -441,11 +449,11 @@ def _print_verdicts(directory: "StudyDirectory") -> None:
 @app.command()
 def recipes() -> None:
     """List the ways to train that come with galvanic."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from galvanic.train import RECIPES
 
-    table = Table("recipe", "what it does")
+    table = Table(Column("recipe", no_wrap=True), "what it does")
     for one in RECIPES.values():
         table.add_row(one.name, one.summary)
     console.print(table)

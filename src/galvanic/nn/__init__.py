@@ -1,6 +1,6 @@
 """Models on chips: convert, program, age, calibrate, compensate, evaluate, describe, save."""
 
-from galvanic.nn.adaptive import AdaptiveNoise, simulate
+from galvanic.nn.adaptive import AdaptiveNoise, learned_noise, simulate
 from galvanic.nn.analog import Analog
 from galvanic.nn.attention import AnalogMultiheadAttention
 from galvanic.nn.calibrate import calibrate_ranges
@@ -64,6 +64,7 @@ __all__ = [
     "evaluate",
     "fluctuate",
     "inspect",
+    "learned_noise",
     "load",
     "program",
     "reads",

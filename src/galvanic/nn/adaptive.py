@@ -216,6 +216,16 @@ def channel_axis(x: Tensor, axis: int | None) -> int:
     return axis % x.ndim
 
 
+def learned_noise(model: nn.Module) -> float | None:
+    """The learned size of the adaptive noise in a model over the measured one, a mean over its effects; None where there is none.
+
+    Of an effect it is the product of its weight and, where it has one, of its standard deviation, each over the measured.
+    """
+    effects = [m for m in model.modules() if isinstance(m, LearnedEffect)]
+    logs = [sum(float(e.log_ratio(name)) for name in e.names if name == "weight" or name.endswith("std")) for e in effects]
+    return sum(map(math.exp, logs)) / len(logs) if logs else None
+
+
 def simulate(model: nn.Module, on: bool) -> nn.Module:
     """Switch the simulated noise of every `AdaptiveNoise` of the model on or off, in place."""
     for module in model.modules():

@@ -47,13 +47,16 @@ def fluctuate(model: nn.Module, levels: Tensor | None) -> nn.Module:
 
     Args:
         model: an analog model.
-        levels: (n,), n the size of a batch; None for the same level everywhere.
+        levels: (n,), n the size of a batch, without a gradient; None for the same level everywhere.
 
     Raises:
-        ValueError: they are not one finite number an example.
+        ValueError: they are not one finite number from 0 on for each example; at a call, the signal of a layer has another length (a
+            recurrent layer multiplies the inputs of all times at once).
     """
-    if levels is not None and (levels.ndim != 1 or not bool(levels.isfinite().all())):
-        raise ValueError(f"fluctuate: levels are one finite number for each example, (n,), not {brief(levels)}")
+    if levels is not None:
+        if not isinstance(levels, Tensor) or levels.ndim != 1 or not bool((levels.isfinite() & (levels >= 0)).all()):
+            raise ValueError(f"fluctuate: levels are one finite number from 0 on for each example, (n,), not {brief(levels)}")
+        levels = levels.detach()
     for layer in analog_layers(model).values():
         layer.levels = levels
     return model

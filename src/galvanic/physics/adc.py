@@ -11,7 +11,7 @@ from torch import Tensor
 
 from galvanic.physics.base import Context, Nonideality, Per
 from galvanic.physics.converters import straight_through
-from galvanic.physics.value import NonNegative, Positive
+from galvanic.physics.value import NonNegative, Positive, as_tensor
 
 
 @dataclass(frozen=True, kw_only=True)

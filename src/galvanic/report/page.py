@@ -5,47 +5,41 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from galvanic.report import curves, headline, plots, tables, words
+from galvanic.report import curves, headline, plots, tables
 from galvanic.report.conditions import Point, comparisons, floating_point
 from galvanic.report.missing import missing
-from galvanic.report.run import Run, read
+from galvanic.report.run import Run, read, table
+from galvanic.report.study import read_study
+from galvanic.report.study_page import render_study
 from galvanic.report.summary import SEEDS_FOR_INTERVAL, ages, compensations
 from galvanic.report.svg import colors
+from galvanic.report.templates import template
 from galvanic.report.tiles import tiles
 
 NAME = "report.html"
 
 
 def write(run: Path) -> Path:
-    """Write `report.html` into the run directory `run` and return its path.
+    """Write `report.html` into the directory `run` of a run or of a study and return its path.
 
     The page replaces an older one in a single step: whatever goes wrong, the older one stays whole.
 
     Raises:
-        FileNotFoundError: `config.json` or `rows.jsonl` is missing.
+        FileNotFoundError: `config.json`, `rows.jsonl` or a study's `summary.jsonl` is missing.
         ValueError: one of the files is empty or damaged; names the file and the line.
         OSError: the directory cannot be written to.
     """
     folder = Path(run)
-    page = render(read(folder)).encode("utf-8")
-    return _replace(folder / NAME, page)
+    is_study = "study" in table(folder / "config.json")
+    page = render_study(read_study(folder)) if is_study else render(read(folder))
+    return _replace(folder / NAME, page.encode("utf-8"))
 
 
 def render(run: Run) -> str:
     """The page of a run; the same rows give the same text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("recipe", "training", "compensation", "percent", "share", "points", "std", "age", "after", "duration", "value", "count"):
-        environment.filters[name] = getattr(words, name)
-    return environment.get_template("page.html.j2").render(**_content(run), **_figures(run))
+    return template("page.html.j2").render(**_content(run), **_figures(run))
 
 
 def _content(run: Run) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """The layers' errors as bars, and the training losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import log10
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from galvanic.report import words
+from galvanic.report.lines import Line, logarithms
 from galvanic.report.run import Run
 from galvanic.report.summary import average, by
-from galvanic.report.svg import apart, colors, panel, short
+from galvanic.report.svg import colors, panel, short
 
 
 def layer_errors(run: Run, layers: Sequence[str], ages_s: Sequence[float]) -> list[Markup]:
@@ -50,16 +52,14 @@ def losses(run: Run) -> list[Markup]:
         return []
 
     def draw(axes: Axes) -> None:
-        for name in recipes:
-            epochs = sorted(key[1] for key in found if key[0] == name)
-            axes.plot(epochs, [found[name, epoch] for epoch in epochs], color=color[name], linewidth=1.8)
-            ends.append((epochs[-1], found[name, epochs[-1]]))
-        low, high = axes.get_ylim()
-        for name, (x, _), y in zip(recipes, ends, apart([y for _, y in ends], 0.09 * (high - low), high), strict=True):
-            axes.annotate(short(words.recipe(name), 18), (x, y), (6, 0), textcoords="offset points", va="center", color=color[name])
-        axes.yaxis.set_major_formatter(lambda y, _: f"{10**y:.2g}")
+        logarithms(axes, [_course(found, name, colors(run.recipes)[name]) for name in recipes])
         axes.set_xlabel("epoch")
         axes.set_title("training loss")
 
-    color, ends = colors(run.recipes), list[tuple[float, float]]()
     return [panel(draw, size=(4.6, 3.0), describe="Training loss over the epochs")]
+
+
+def _course(found: Mapping[tuple[Any, ...], float], name: str, color: str) -> Line:
+    epochs = sorted(key[1] for key in found if key[0] == name)
+    y = [found[name, epoch] for epoch in epochs]
+    return Line(label=short(words.recipe(name), 18), color=color, x=epochs, mean=y, low=y, high=y)

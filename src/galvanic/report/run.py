@@ -9,6 +9,8 @@ from reprlib import repr as short
 from typing import Any
 
 Row = Mapping[str, Any]
+Needs = Mapping[str, tuple[str, ...]]
+"""The fields, out of `FIELDS`, that a row of each kind must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ def read(folder: Path) -> Run:
     environment = folder / "environment.json"
     return Run(
         config=_config(folder / "config.json"),
-        environment=_object(environment) if environment.exists() else {},
-        rows=_rows(folder / "rows.jsonl"),
+        environment=table(environment) if environment.exists() else {},
+        rows=entries(folder / "rows.jsonl", NEEDS),
     )
 
 
@@ -63,7 +65,8 @@ def _text(path: Path) -> str:
     return text
 
 
-def _object(path: Path) -> dict[str, Any]:
+def table(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; errors name the file and the line, as those of `read`."""
     try:
         value = json.loads(_text(path))
     except json.JSONDecodeError as error:
@@ -74,14 +77,15 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    config = _object(path)
+    config = table(path)
     for key, kind in {"recipes": list, "seeds": list, "chips": list, "profile": dict, "recipe_summaries": dict}.items():
         if not isinstance(config.get(key, kind()), kind):
             raise ValueError(f"{path}: {key} is {short(config[key])}, expected a {'list' if kind is list else 'table'}")
     return config
 
 
-def _rows(path: Path) -> tuple[Row, ...]:
+def entries(path: Path, needs: Needs) -> tuple[Row, ...]:
+    """The rows of a file, one a line; each has what its kind needs. A last line that was cut off is left out."""
     lines = _text(path).splitlines() if path.is_file() else [_text(path)]
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -93,7 +97,7 @@ def _rows(path: Path) -> tuple[Row, ...]:
             if number == len(lines):  # cut off in mid-write: the rows before it stand
                 break
             raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        rows.append(_checked(clean(row), f"{path}, line {number}"))
+        rows.append(_checked(clean(row), needs, f"{path}, line {number}"))
     if not rows:
         raise ValueError(f"{path} holds no complete row: the run recorded nothing yet")
     return tuple(rows)
@@ -133,19 +137,19 @@ def _is_positive(value: Any) -> bool:
 
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "recipe": (_is_name, "a name"),
-    "layer": (_is_name, "a name"),
-    "compensation": (_is_name, "a name"),
+    **dict.fromkeys(("recipe", "layer", "compensation"), (_is_name, "a name")),
+    **dict.fromkeys(("arm", "baseline", "condition", "metric", "verdict", "effect", "side", "direction"), (_is_name, "a name")),
     "seed": (_is_label, "a number"),
     "chip": (_is_label, "a number"),
     "age_s": (_is_positive, "seconds >= 0"),
     "noise_level": (_is_positive, "a number >= 0"),
-    "epoch": (is_number, "a number"),
+    **dict.fromkeys(("epoch", "mean", "difference", "drop", "eigenvalue", "radius", "distance", "loss"), (is_number, "a number")),
+    **dict.fromkeys(("low", "high", "p", "p_corrected"), (lambda v: v is None or is_number(v), "a number or null")),
     "accuracy": (lambda v: is_number(v) and 0 <= v <= 1, "a fraction 0..1"),
     "n_test": (lambda v: is_number(v) and v >= 1, "a count >= 1"),
 }
 
-NEEDS: dict[str, tuple[str, ...]] = {
+NEEDS: Needs = {
     "training": ("recipe", "seed", "epoch"),
     "digital": ("recipe", "seed", "accuracy", "n_test"),
     "age": ("recipe", "seed", "chip", "age_s", "compensation", "accuracy", "n_test"),
@@ -155,10 +159,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _checked(row: Any, where: str) -> Row:
+def _checked(row: Any, needs: Needs, where: str) -> Row:
     if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
         raise ValueError(f"{where}: {short(row)} is not a row, expected an object with a kind")
-    for field in NEEDS.get(row["kind"], ()):
+    for field in needs.get(row["kind"], ()):
         fits, expected = FIELDS[field]
         if field not in row:
             raise ValueError(f"{where}: a row of kind {short(row['kind'])} has no {field}")

@@ -83,7 +83,7 @@ def _has_statistics(model: nn.Module) -> bool:
 
 LEVELS = tuple(Condition(name=f"level {level:g}", level=level) for level in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0))
 """The level of all noise, 0 to 4 times the nominal."""
-RECALIBRATED = tuple(Condition(name=f"level {level:g}, recalibrated", level=level, recalibrated=True) for level in (1.0, 2.0, 4.0))
+RECALIBRATED = tuple(Condition(name=f"level {level:g}, recalibrated", level=level, recalibrated=True) for level in (1.0, 2.0))
 STATIC = (
     Condition(name="chip noise", noise="chip"),
     Condition(name="chip noise, recalibrated", noise="chip", recalibrated=True),
@@ -92,7 +92,7 @@ STATIC = (
 )
 """Noise per chip and per read, apart; that of reads four times, or it would hardly be seen."""
 FLUCTUATING = tuple(Condition(name=f"fluctuating {theta:g}", theta=theta) for theta in (0.5, 1.0))
-BITS = tuple(Condition(name=f"{bits} bits", bits=bits) for bits in (2, 3, 5, 6, 8))
+BITS = tuple(Condition(name=f"{bits} bits", bits=bits) for bits in (2, 3, 6, 8))
 AGES = tuple(
     Condition(name=f"age {words}", age_s=s) for words, s in (("1 h", 3600.0), ("1 d", 86400.0), ("30 d", 2592e3), ("1 y", 31536e3))
 )

@@ -3,15 +3,21 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +26,7 @@ import torch
 from annotated_types import Ge, Gt, Len
 
 from galvanic import __version__
-from galvanic.profile import load_profile, profile_to_dict
+from galvanic.profile import Profile, load_profile, profile_to_dict
 from galvanic.storage import sweep, write_atomic, write_json
 from galvanic.studies.datasets import Dataset, load
 from galvanic.studies.protocol import STUDIES, Progress
@@ -29,8 +35,9 @@ from galvanic.studies.summary import summarise
 from galvanic.studies.trial import Row, StudyCell, Trial
 
 _PARTS = ("cells", "checkpoints")
-Engine = Callable[[Callable[..., str], list[tuple[Any, ...]], int], Iterable[str]]
-"""Calls a function with each of the arguments, so many at a time, and yields the results as they come."""
+_FIRST_SEED, _FIRST_CHIP = 10, FIRST_TEST_CHIP + 100  # the numbers before them served to tune the recipes
+Engine = Callable[[Callable[..., str], list[tuple[Any, ...]], int], Generator[str, None, None]]
+"""Calls a function with each of the arguments, so many at a time, and yields the results as they come; closed, it waits for no more."""
 
 
 class StudySettings(pydantic.BaseModel):
@@ -95,22 +102,22 @@ def study_settings(
     if seeds < 1 or chips < 1:
         raise ValueError(f"{seeds} seeds on {chips} chips: one of each or more")
     study = STUDIES[name]
-    arms, conditions = list(arms), list(conditions)
+    arms, conditions = list(dict.fromkeys(arms)), list(dict.fromkeys(conditions))
     for what, chosen, known in (("arm", arms, list(study.arms)), ("condition", conditions, [c.name for c in study.conditions])):
         for one in chosen:
             if one not in known:
                 raise ValueError(f"study {name!r} has no {what} {one!r}; it has {', '.join(known)}")
     choices = study.settings | {key: value for key, value in given.items() if value is not None}
-    profile = choices.pop("profile", "generic-4bit")
+    hardware = choices.pop("profile", "generic-4bit")
     try:
         return StudySettings(
             study=name,
             recipes_sha256=_recipes_digest(name),
-            profile=profile_to_dict(load_profile(profile)),
+            profile=profile_to_dict(hardware if isinstance(hardware, Profile) else load_profile(hardware)),
             arms=arms or list(study.arms),
             conditions=conditions or [c.name for c in study.conditions],
-            seeds=list(range(seeds)),
-            chips=list(range(FIRST_TEST_CHIP, FIRST_TEST_CHIP + chips)),
+            seeds=list(range(_FIRST_SEED, _FIRST_SEED + seeds)),
+            chips=list(range(_FIRST_CHIP, _FIRST_CHIP + chips)),
             **choices,
         )
     except pydantic.ValidationError as error:
@@ -170,10 +177,10 @@ class StudyDirectory:
             config = dict(json.loads(path.read_text()))
         except (ValueError, TypeError, RecursionError):
             raise ValueError(f"{path} is damaged: it does not hold the settings of a study") from None
-        if "study" not in config:
-            raise ValueError(f"{folder} holds a run, not a study; `galvanic run --resume` goes on with it")
         if config.pop("sha256", None) != _digest(config):
             raise ValueError(f"{path} is damaged, or was changed: a study keeps its settings")
+        if "study" not in config:
+            raise ValueError(f"{folder} holds a run, not a study; `galvanic run --resume` goes on with it")
         try:
             settings = StudySettings(**{k: v for k, v in config.items() if k in StudySettings.model_fields})
         except pydantic.ValidationError as error:
@@ -196,7 +203,7 @@ class StudyDirectory:
         """Compute what is missing, cell by cell, and gather the rows."""
         for place in (self.folder, *(self.folder / name for name in _PARTS)):
             sweep(place)
-        started = time.monotonic()
+        started, threads = time.monotonic(), torch.get_num_threads()
         cells = Trial(self.settings, self.data(), self.folder).cells()
         efforts = {cell.name: cell.effort for cell in cells}
         missing = [cell for cell in cells if not self.path(cell).exists()]
@@ -205,11 +212,13 @@ class StudyDirectory:
                 progress(cell.name, cell.effort)
         try:
             for kind in ("training", "chip", "map"):  # a chip needs its network
-                jobs = [(str(self.folder), [cell.name for cell in batch]) for batch in _batches([c for c in missing if c.kind == kind])]
-                for done in (engine or processes)(compute, jobs, workers):
-                    for name in done.split("\n"):
+                batches = _batches([cell for cell in missing if cell.kind == kind])
+                jobs = [(str(self.folder.resolve()), [cell.name for cell in batch]) for batch in batches]
+                with contextlib.closing((engine or processes)(compute, jobs, workers)) as results:
+                    for name in (name for done in results for name in done.split("\n")):
                         progress(name, efforts[name])
         finally:
+            torch.set_num_threads(threads)  # `compute` may have run in this process
             self._gather(cells)
             self._environment(time.monotonic() - started, workers)
 
@@ -267,16 +276,16 @@ def _batches(cells: list[StudyCell]) -> Iterator[list[StudyCell]]:
     yield from groups.values()
 
 
-_open: dict[str, tuple[StudyDirectory, Trial]] = {}
+@lru_cache(maxsize=1)  # the cells of a process are of one study, as it is configured now
+def _trial(folder: str, config: str) -> tuple[StudyDirectory, Trial]:
+    directory = StudyDirectory.open(Path(folder))
+    return directory, Trial(directory.settings, directory.data(), directory.folder)
 
 
 def compute(folder: str, names: list[str]) -> str:
     """Compute cells of the study in a folder, on one thread; returns their names, one a line. What is there already is left."""
     torch.set_num_threads(1)
-    if folder not in _open:
-        directory = StudyDirectory.open(Path(folder))
-        _open[folder] = directory, Trial(directory.settings, directory.data(), directory.folder)
-    directory, trial = _open[folder]
+    directory, trial = _trial(folder, (Path(folder) / "config.json").read_text())
     for cell in trial.cells():
         if cell.name in names and not directory.path(cell).exists():
             rows = "".join(json.dumps(row, allow_nan=False) + "\n" for row in trial.rows(cell))
@@ -284,39 +293,95 @@ def compute(folder: str, names: list[str]) -> str:
     return "\n".join(names)
 
 
-def processes(function: Callable[..., str], jobs: list[tuple[Any, ...]], workers: int) -> Iterator[str]:
-    """The engine of one machine: so many processes; in this process where it is one."""
+def processes(function: Callable[..., str], jobs: list[tuple[Any, ...]], workers: int) -> Generator[str, None, None]:
+    """The engine of one machine: so many processes, which end with this one however it ends; in this process where it is one.
+
+    Raises:
+        RuntimeError: a process was killed.
+    """
     if workers == 1:
         yield from (function(*job) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(function, *job) for job in jobs]
-        try:
-            for done in as_completed(pending):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    context = get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    try:
+        with watched, held, ProcessPoolExecutor(workers, context, _end_with, (watched,)) as pool:
+            try:
+                with _without_interrupts():
+                    pending = [pool.submit(function, *job) for job in jobs]
+                for done in as_completed(pending):
+                    yield done.result()
+            except BaseException:
+                held.close()  # ends the processes: what they compute is not waited for
+                raise
+    except BrokenProcessPool:
+        raise RuntimeError(f"a process of this study was killed; if memory ran out, go on with fewer than {workers} --workers") from None
 
 
-def on_ray(function: Callable[..., str], jobs: list[tuple[Any, ...]], workers: int) -> Iterator[str]:
+def _end_with(pipe: Connection) -> None:
+    """In a process of the pool: end when the one that holds the other end of the pipe does, or lets it go."""
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            pipe.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes begun within it leave Ctrl-C to this one, which meets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def on_ray(function: Callable[..., str], jobs: list[tuple[Any, ...]], workers: int) -> Generator[str, None, None]:
     """The engine of a Ray cluster, or of a Ray begun here; the folder of the study is on storage that all its machines share.
 
     Raises:
-        ValueError: Ray is not installed.
+        RuntimeError: a process or a machine was lost. What a job raises is raised here.
     """
+    ray = _ray()
+    if not ray.is_initialized():
+        ray.init(num_cpus=workers if "RAY_ADDRESS" not in os.environ else None, log_to_driver=False, logging_level=logging.ERROR)
+    remote = ray.remote(function)
+    pending = [remote.remote(*job) for job in jobs]
+    try:
+        while pending:
+            done, pending = ray.wait(pending)
+            yield ray.get(done[0])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"Ray lost a part of this study: {str(error).splitlines()[0]}") from None
+    finally:
+        for job in pending:
+            ray.cancel(job, force=True)
+
+
+def _ray() -> Any:
     try:
         import ray  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise ValueError("--engine ray: Ray is not installed; pip install 'galvanic[ray]'") from None
-    if not ray.is_initialized():
-        ray.init(num_cpus=workers if "RAY_ADDRESS" not in os.environ else None, log_to_driver=False)
-    remote = ray.remote(function)
-    pending = [remote.remote(*job) for job in jobs]
-    while pending:
-        done, pending = ray.wait(pending)
-        yield ray.get(done[0])
+    return ray
 
 
-ENGINES: dict[str, Engine] = {"processes": processes, "ray": on_ray}
-"""By name."""
+_ENGINES: dict[str, Engine] = {"processes": processes, "ray": on_ray}
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of this name.
+
+    Raises:
+        ValueError: there is none, or it is not installed.
+    """
+    if name not in _ENGINES:
+        raise ValueError(f"unknown engine {name!r}; known: {', '.join(_ENGINES)}")
+    if name == "ray":
+        _ray()
+    return _ENGINES[name]

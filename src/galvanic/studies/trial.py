@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galvanic.nn import analog_layers, calibrate_ranges, convert, program, resnet, to_digital
+from galvanic.nn import calibrate_ranges, convert, program, resnet, to_digital
 from galvanic.profile import Profile, profile_from_dict
 from galvanic.seeding import seed
 from galvanic.studies.augment import Crop, Flip, augment
@@ -20,6 +20,7 @@ from galvanic.studies.protocol import STUDIES, Study
 from galvanic.studies.sensitivity import sensitivity
 from galvanic.studies.sharpness import ascent_direction, loss_along, random_direction, top_eigenvalue
 from galvanic.train import Budget, Fit, Recipe, cross_entropy, deploy
+from galvanic.train.rounding import weight_bits
 
 Row = dict[str, Any]
 _AT_ONCE = 100_000  # numbers of the input; the signals of larger batches leave the cache
@@ -171,11 +172,15 @@ class Trial:
 
     def check(self) -> None:
         """Refuse, before anything is computed, a network or hardware that does not fit."""
+        if self.data.x_train.shape[2:] == (1, 1):
+            raise ValueError(f"{self.settings.data}: a study takes images, not vectors")
         model = convert(self.build(), self.profile, chip=self.settings.chips[0])
         calibrate_ranges(model.eval(), [self.data.x_train[:2]])
-        analog_layers(program(model, self.settings.chips[0]))
-        for arm in self.settings.arms:
-            self.fit(arm, 0)._quantised  # noqa: B018  # refuses hardware without levels
+        program(model, self.settings.chips[0])
+        for arm in map(self._recipe, self.settings.arms):
+            rounds = arm.rounding is not None or arm.training.quantised is not None
+            if rounds and weight_bits(self.profile) is None:
+                raise ValueError(f"arm {arm.name!r} rounds weights; profile {self.profile.name!r} does not quantise them")
 
     @property
     def _batch(self) -> int:

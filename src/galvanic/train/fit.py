@@ -23,6 +23,7 @@ from galvanic.nn import (
     calibrate_ranges,
     convert,
     fluctuate,
+    learned_noise,
     simulate,
     stochastic,
 )
@@ -30,6 +31,7 @@ from galvanic.physics import Conditions, Value
 from galvanic.profile import Profile
 from galvanic.seeding import generator, seed
 from galvanic.storage import read_tree, rng_state, set_rng_state, write_tree
+from galvanic.train.injection import noise_coefficients
 from galvanic.train.lsq import QuantisedTraining
 from galvanic.train.objectives import Total
 from galvanic.train.recipes import Recipe, clip_weights
@@ -85,6 +87,9 @@ class Fit:
         augmentation: what each batch of images goes through; None: nothing.
         path: of the checkpoint.
         checkpoint_every_s: seconds between two checkpoints.
+
+    Raises:
+        ValueError: the recipe trains quantised weights, and the hardware does not quantise them.
     """
 
     build: Callable[[], nn.Module]
@@ -97,6 +102,9 @@ class Fit:
     path: Path
     checkpoint_every_s: float = 2.0
     augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self._quantised()  # refuses hardware without levels now, not at the switch
 
     @property
     def epoch_steps(self) -> int:
@@ -135,7 +143,7 @@ class Fit:
         run = self._resume()
         if run.step < self.total:
             raise ValueError(f"{self.path}: this training run is at step {run.step} of {self.total}")
-        for part in (self._quantised, self.recipe.training.injection):
+        for part in (self._quantised() if run.step > self.switch else None, self.recipe.training.injection):
             if part is not None:
                 part.bake(run.model)
         return run.model.eval()
@@ -162,14 +170,14 @@ class Fit:
         run.optimizer = self._optimizer(run.model)
 
     def _convert(self, model: nn.Module) -> nn.Module:
-        if self._quantised is not None:
+        quantised = self._quantised()
+        if quantised is not None:
             model = copy.deepcopy(model)  # the teacher stays as it is
-            self._quantised.prepare(model)
+            quantised.prepare(model)
         model = convert(model, self.recipe.adapt(self.profile), chip=None)
         blocks = self.recipe.training.blocks
         return model if blocks is None else simulate(model, blocks.on_chips)
 
-    @property
     def _quantised(self) -> QuantisedTraining | None:
         """The rounding of weights in training, with the bits and scales of the hardware."""
         quantised = self.recipe.training.quantised
@@ -191,14 +199,21 @@ class Fit:
         self._mode(run)
         saved = time.monotonic()
         self._schedule(run)
-        batches, objective = self._batches(run.step, end), self._objective(run)
+        total, logs = self._objective(run), list[dict[str, Tensor]]()
+
+        def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            loss = total(model, batch)
+            logs.append(total.logs)
+            return loss
+
         gradient = self.recipe.training.sharpness or backprop
-        for step in steps(run.model, batches, objective, run.optimizer, gradient=gradient, first=run.step):
+        for step in steps(run.model, self._batches(run.step, end), objective, run.optimizer, gradient=gradient, first=run.step):
             if run.step >= self.switch and self.recipe.training.clip_sigmas is not None:
                 clip_weights(run.model, self.recipe.training.clip_sigmas)
             run.step += 1
             run.loss_sum += float(step.loss)
-            self._sum_terms(run, objective)
+            self._sum_terms(run, logs[0])  # sharpness-aware steps have a second pass, elsewhere
+            logs.clear()
             self._schedule(run)  # before the checkpoint: it may draw numbers
             if run.step % self.epoch_steps == 0:
                 yield self._close_epoch(run)
@@ -237,7 +252,7 @@ class Fit:
         if any(isinstance(m, Analog) for m in model.modules()):
             if training.oldest_s:
                 age(model, training.age_s(float(torch.rand(()))))
-            self._vary(model, len(batch[0]), run.step / self.total)
+            self._vary(model, len(batch[0]), self._spent(run.step))
         loss = cross_entropy(model, batch)
         simulated = training.blocks is not None and any(isinstance(m, AdaptiveNoise) and m.simulated for m in model.modules())
         return loss + training.blocks.anchor * anchor(model) if simulated and training.blocks is not None else loss
@@ -254,28 +269,37 @@ class Fit:
                 level *= float(fluctuation.draw(1))
             at(model, replace(next(iter(analog_layers(model).values())).conditions, noise_level=level))
 
-    def _sum_terms(self, run: _Run, objective: Total) -> None:
+    def _sum_terms(self, run: _Run, logs: dict[str, Tensor]) -> None:
         """Add up the loss's terms of an epoch, where it has any but the task."""
-        if len(objective.logs) > 2:  # the task and the total
-            for name, value in objective.logs.items():
+        if len(logs) > 2:  # the task and the total
+            for name, value in logs.items():
                 run.terms[name] = run.terms.get(name, 0.0) + float(value)
 
     def _close_epoch(self, run: _Run) -> dict[str, Any]:
-        level = self.recipe.training.noise_level((run.step - 1) / self.total)
+        level = self.recipe.training.noise_level(self._spent(run.step - 1))
         row: dict[str, Any] = {"epoch": run.step // self.epoch_steps, "loss": run.loss_sum / self.epoch_steps, "noise_level": level}
+        if (learned := learned_noise(run.model)) is not None:
+            row["learned_noise"] = learned
+        if coefficients := noise_coefficients(run.model):
+            row["noise_coefficient"] = sum(coefficients.values()) / len(coefficients)
         if run.terms:
-            row["terms"] = {name: value / self.epoch_steps for name, value in run.terms.items()}
+            on_chips = min(self.epoch_steps, run.step - self.switch)  # those before have no terms
+            row["terms"] = {name: value / on_chips for name, value in run.terms.items()}
         run.loss_sum, run.terms, run.rows = 0.0, {}, (*run.rows, row)
         return row
 
     def _schedule(self, run: _Run) -> None:
         """Learning rate and noise level of the next step."""
-        progress = run.step / self.total
         for group in run.optimizer.param_groups:
-            group["lr"] = self.budget.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-        level = self.recipe.training.noise_level(progress)
+            group["lr"] = self.budget.learning_rate * (1 + math.cos(math.pi * run.step / self.total)) / 2
+        level = self.recipe.training.noise_level(self._spent(run.step))
         if any(isinstance(m, Analog) and m.conditions.noise_level != level for m in run.model.modules()):
             at(run.model, replace(next(iter(analog_layers(run.model).values())).conditions, noise_level=level))
+
+    def _spent(self, step: int) -> float:
+        """The share of all steps before this one; on chips no less than `hardware_from`, which may lie between two steps."""
+        share = self.recipe.training.hardware_from
+        return step / self.total if share is None or step < self.switch else max(share, step / self.total)
 
     def _batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of these steps; every epoch has an order of its own.

@@ -31,12 +31,17 @@ class ParametricNoise(Value):
         """Disturb the weights of linear and convolution layers from now on, in place; make the optimizer afterwards.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: there is no such layer; a weight that is not there yet (lazy), or parametrised already.
         """
-        layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
         if not layers:
             raise ValueError("ParametricNoise: the model has no linear or convolution layer")
-        for layer in layers:
+        for name, layer in layers.items():
+            if isinstance(layer.weight, nn.parameter.UninitializedParameter):
+                raise ValueError(f"layer {name!r} is lazy and has no weight yet: call the model once, then prepare it")
+            if parametrize.is_parametrized(layer, "weight"):
+                raise ValueError(f"layer {name!r}: its weight is parametrised already; bake or remove that first")
+        for layer in layers.values():
             parametrize.register_parametrization(layer, "weight", _Disturbed(self.start))
 
     def bake(self, model: nn.Module) -> None:
@@ -62,7 +67,7 @@ class _Disturbed(nn.Module):
 def noise_coefficients(model: nn.Module) -> dict[str, float]:
     r"""The learned $\alpha$ by layer."""
     return {
-        name.removesuffix(".parametrizations.weight.0"): float(m.alpha.detach())
+        name.removesuffix("parametrizations.weight.0").removesuffix("."): float(m.alpha.detach())
         for name, m in model.named_modules()
         if isinstance(m, _Disturbed)
     }

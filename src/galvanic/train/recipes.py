@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
 from galvanic.nn import analog_layers
@@ -14,11 +14,12 @@ from galvanic.profile import Profile
 from galvanic.ranges import Calibrated, FromData, Learned, MinimumError, Range
 from galvanic.train.injection import ParametricNoise
 from galvanic.train.lsq import LSQ, QuantisedTraining
+from galvanic.train.objectives import Total
 from galvanic.train.robustness import Distillation, Divergence
 from galvanic.train.rounding import AdaRound, LeastSquares, Rounding
 from galvanic.train.schedules import Constant, Fluctuation, Ramp, Schedule
 from galvanic.train.sharpness import SharpnessAware
-from galvanic.train.terms import SignalRange, Term, WeightPrecision, WriteRegularity
+from galvanic.train.terms import Alignment, SignalRange, Term, WeightPrecision, WriteRegularity
 
 YEAR_S = 365 * 86400.0
 _FIRST_READ_S = 20.0  # ages shorter than this are alike: the scale on which log-uniform begins
@@ -36,7 +37,7 @@ class Blocks(Value):
         anchor: weight of the loss that ties learned noise to the measured one; 0 lets it go where cross-entropy takes it.
     """
 
-    gate: Annotated[float, Gt(0), Le(1)] = 0.5
+    gate: Annotated[float, Gt(0), Lt(1)] = 0.5
     noise: bool = False
     on_chips: bool = False
     anchor: Annotated[float, Ge(0)] = 1e-3
@@ -92,13 +93,18 @@ class Training(Value):
             for name in ("schedule", "fluctuation", "clip_sigmas", "oldest_s", "frozen_statistics", *_ON_CHIPS):
                 if getattr(self, name) != plain[name].default:
                     raise ValueError(f"Training.{name} acts on chips, and this training is digital: give hardware_from, or leave it out")
+            if self.blocks is not None and self.blocks.on_chips:
+                raise ValueError("Training.blocks stay on chips, and this training is digital: give hardware_from, or leave out on_chips")
         elif self.injection is not None:
             raise ValueError("Training.injection is noise on digital weights: leave out hardware_from, or the injection")
+        if self.distillation is not None and self.hardware_from == 0:
+            raise ValueError("Training.distillation is from the network as it was before the chips, and hardware_from = 0 leaves none")
         if self.clip_sigmas is not None and self.quantised is not None:
             raise ValueError("Training: clip_sigmas clips stored weights, quantised computes them from others: one of the two")
         for term in (*self.hardware, *self.robustness):
             if isinstance(term, WriteRegularity):
                 raise ValueError("Training: WriteRegularity compares with weights written to one device; these chips are new at every step")
+        Total(hardware=self.hardware, robustness=self.robustness)  # refuses one term twice
 
     def noise_level(self, progress: float) -> float:
         """Mean noise, in units of the hardware's, at this share of the steps."""
@@ -160,15 +166,18 @@ class Recipe(Value):
 _LEARNED = {"input_range": Learned(), "output_range": Learned()}
 _AFTERWARDS = {"input_range": MinimumError(), "output_range": MinimumError()}
 _NO_NOISE = Constant(at=0.0)
-_FROM = 1 / 3  # of the steps: digital start, the same for every recipe that trains on chips
-_TUNED = Training(hardware_from=_FROM, schedule=Ramp(over=1 / 3), clip_sigmas=2.0)
+_FROM = 0.15  # share of the steps in floating point, the same for every recipe of the studies that trains on chips
+_RISE = Ramp(over=0.5)
+_TUNED = Training(hardware_from=_FROM, schedule=_RISE, clip_sigmas=1.25)
+_TEACHER = Distillation(temperature=2.0, share=0.3)
 _OURS = replace(
     _TUNED,
     blocks=Blocks(),
-    hardware=(WeightPrecision(bits=4), SignalRange()),
+    hardware=(WeightPrecision(bits=4), SignalRange(), Alignment()),
     robustness=(Divergence(),),
-    distillation=Distillation(),
+    distillation=_TEACHER,
 )
+_REVISED = replace(_TUNED, hardware=(Alignment(),), robustness=(Divergence(),), sharpness=SharpnessAware(radius=0.5, adaptive=True))
 
 
 def _on_chips(name: str, summary: str, **changes: object) -> Recipe:
@@ -234,29 +243,41 @@ RECIPES = {
             "As vant, levels from the nominal one upwards.",
             fluctuation=Fluctuation(theta=0.5, one_sided=True),
         ),
-        _on_chips("snt-ramp", "As snt, noise ramped up over a third of the steps.", schedule=Ramp(over=1 / 3)),
+        _on_chips("snt-ramp", "As snt, noise ramped up over half of the steps.", schedule=_RISE),
         Recipe(
             name="tuned",
-            summary="As snt-ramp, weights clipped at 2 standard deviations: the strong baseline.",
+            summary="As snt-ramp, weights clipped at 1.25 standard deviations: the strong baseline.",
             training=_TUNED,
             **_LEARNED,  # type: ignore[arg-type]
         ),
         Recipe(
             name="distilled",
             summary="As tuned, with distillation from the network as it was before the chips.",
-            training=replace(_TUNED, distillation=Distillation()),
+            training=replace(_TUNED, distillation=_TEACHER),
             **_LEARNED,  # type: ignore[arg-type]
         ),
         Recipe(
             name="sam",
-            summary="As tuned, sharpness-aware minimisation: two gradients a step, so twice the cost.",
+            summary="As tuned, sharpness-aware: two gradients a step, so twice the cost.",
             training=replace(_TUNED, sharpness=SharpnessAware(radius=0.05)),
+            **_LEARNED,  # type: ignore[arg-type]
+        ),
+        Recipe(
+            name="asam",
+            summary="As sam, the radius measured by the size of each weight (adaptive).",
+            training=replace(_TUNED, sharpness=SharpnessAware(radius=0.5, adaptive=True)),
             **_LEARNED,  # type: ignore[arg-type]
         ),
         Recipe(
             name="ours",
             summary="As tuned, with gated stochastic residual blocks, a physics-informed loss, a robustness term and distillation.",
             training=_OURS,
+            **_LEARNED,  # type: ignore[arg-type]
+        ),
+        Recipe(
+            name="ours-revised",
+            summary="As tuned, with alignment of signals, a robustness term and adaptive sharpness-aware steps: twice the cost.",
+            training=_REVISED,
             **_LEARNED,  # type: ignore[arg-type]
         ),
     )
@@ -273,9 +294,12 @@ _PLAIN: dict[str, tuple[str, object]] = {
     "distillation": ("without distillation", None),
     "sharpness": ("without sharpness-aware steps", None),
     "fluctuation": ("without fluctuating noise", None),
-    "quantised": ("without learned steps", None),
+    "injection": ("without injected noise", None),
+    "quantised": ("with the rounding of the hardware alone", None),
     "clip_sigmas": ("without clipping", None),
-    "schedule": ("without the noise ramp", _NOMINAL),
+    "oldest_s": ("on freshly written chips", 0.0),
+    "frozen_statistics": ("with the statistics of each batch", False),
+    "schedule": ("at the hardware's noise throughout", _NOMINAL),
 }
 
 

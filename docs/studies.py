@@ -1,0 +1,131 @@
+"""Make docs/studies.md of the studies in results/.
+
+python docs/studies.py
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "studies.md"
+Row = dict[str, Any]
+SIGNS = {"better": "+", "worse": "−", "no difference shown": "·"}
+
+HEAD = """\
+# Studies
+
+What came out when the recipes were compared, whichever sign it has. Everything here comes from the rows under `results/`, each with the
+command that made them; `python docs/studies.py` makes this page of them. *tier Command*: two processes, under two hours.
+
+Every arm of a study has the same images, the same order of them, the same network, optimiser and number of steps, and every trained network
+is put on the same chips, none of which took part in training. Numbers are accuracies in %, means over trainings and chips; [ ] is the 95 %
+interval for trainings and chips that were not tried. + and − say better or worse than the baseline (marked *), paired by training and
+chip, after Holm's correction over all arms and conditions of the study; · says that no difference was shown. The recipes were tuned with
+other seeds and chips, on images of the same Fashion-MNIST test set.
+"""
+
+
+def read(folder: Path) -> tuple[Row, list[Row], list[Row]]:
+    """Configuration, summary and the rows of maps of a study."""
+    config = json.loads((folder / "config.json").read_text())
+    summary = [json.loads(line) for line in (folder / "summary.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    return config, summary, [row for row in rows if row["kind"] in ("sensitivity", "sharpness")]
+
+
+def page(folders: list[Path]) -> str:
+    """The page."""
+    parts = [HEAD]
+    for folder in folders:
+        config, summary, maps = read(folder)
+        parts += [part for part in _study(config, summary, maps) if part]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _study(config: Row, summary: list[Row], maps: list[Row]) -> Iterator[str]:
+    yield f"## {config['study']}: {config['summary']}"
+    data = f"{config['data']}, {config['data_note']}" if config["data_note"] else config["data"]
+    yield (
+        f"{data}; {config['n_train']:,} training and {config['n_test']:,} test images. A residual network of "
+        f"{config['parameters']:,} parameters, {config['epochs']} epochs; profile `{config['profile']['name']}`; {len(config['seeds'])} "
+        f"trainings x {len(config['chips'])} unseen chips. Command: `{config['command']}`"
+    )
+    yield _accuracies(config, summary)
+    yield _recalibration(config, summary)
+    yield _maps(config, maps)
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
+
+
+def _interval(row: Row) -> str:
+    mean = f"{100 * row['mean']:.1f}"
+    return mean if row["low"] is None else f"{mean} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def _accuracies(config: Row, summary: list[Row]) -> str:
+    means = {(r["arm"], r["condition"]): r for r in summary if r["kind"] == "interval" and r["metric"] == "accuracy"}
+    verdicts = {(r["arm"], r["condition"]): r["verdict"] for r in summary if r["kind"] == "comparison"}
+    digital = {r["arm"]: r for r in summary if r["kind"] == "digital"}
+    kept = {r["arm"]: r for r in summary if r["kind"] == "retention" and r["condition"] == "level 1"}
+    areas = {r["arm"]: r for r in summary if r["kind"] == "rauc"}
+    conditions = [c for c in config["conditions"] if any((arm, c) in means for arm in config["arms"])]
+    lines = []
+    for arm in config["arms"]:
+        cells = [f"{arm}{' *' if arm == config['baseline'] else ''}", _interval(digital[arm]) if arm in digital else "as digital"]
+        for c in conditions:
+            sign = SIGNS.get(verdicts.get((arm, c), ""), "")
+            cells.append(f"{_interval(means[arm, c])} {sign}".rstrip() if (arm, c) in means else "")
+        cells += [f"{100 * by[arm]['mean']:.1f}" if arm in by else "" for by in (kept, areas)]
+        lines.append(cells)
+    return _table(["", "no hardware", *conditions, "retention", "relative area"], lines)
+
+
+def _recalibration(config: Row, summary: list[Row]) -> str:
+    gains = {(r["arm"], r["condition"]): r for r in summary if r["kind"] == "recalibration"}
+    if not gains:
+        return ""
+    conditions = list(dict.fromkeys(c for _, c in gains))
+    lines = []
+    for arm in config["arms"]:
+        row = [arm]
+        for c in conditions:
+            g = gains.get((arm, c))
+            row.append("" if g is None else f"{100 * g['difference']:+.1f} [{100 * g['low']:+.1f}, {100 * g['high']:+.1f}]")
+        lines.append(row)
+    return "What new statistics of batch normalisation give, in points:\n\n" + _table(["", *conditions], lines)
+
+
+def _maps(config: Row, maps: list[Row]) -> str:
+    parts = []
+    for arm in dict.fromkeys(row["arm"] for row in maps):
+        drops: dict[tuple[str, str], list[float]] = {}
+        for row in maps:
+            if row["kind"] == "sensitivity" and row["arm"] == arm:
+                effect = row["effect"] if row["side"] == "all" else f"{row['side']} {row['effect']}"
+                drops.setdefault((row["layer"], effect), []).append(100 * row["drop"])
+        layers, effects = (list(dict.fromkeys(key[k] for key in drops)) for k in (0, 1))
+        lines = [[layer, *(f"{sum(d) / len(d):.1f}" if (d := drops.get((layer, e))) else "" for e in effects)] for layer in layers]
+        sharp = next((row["eigenvalue"] for row in maps if row["kind"] == "sharpness" and row["arm"] == arm), None)
+        more = "" if sharp is None else f" The largest eigenvalue of its Hessian is {sharp:.3g}."
+        parts.append(
+            f"Points lost by each effect alone in each layer, `{arm}`, seed {config['seeds'][0]}.{more}\n\n{_table(['', *effects], lines)}"
+        )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=PAGE)
+    folders = sorted(path.parent for path in (ROOT / "results").glob("study-*/summary.jsonl"))
+    parser.parse_args().out.write_text(page(folders))
+
+
+if __name__ == "__main__":
+    main()
