@@ -381,15 +381,13 @@ _STUDY_CHOICES = ("data", "root", "partial_test", "train_samples", "test_samples
 
 
 def _print_studies() -> None:
-    from rich.table import Column, Table
-
+    from galvanic.studies.grid import study_settings
     from galvanic.studies.protocol import STUDIES
 
-    table = Table(Column("study", no_wrap=True), "question", "arms", Column("data", no_wrap=True), Column("profile", no_wrap=True))
     for one in STUDIES.values():
-        where = one.settings
-        table.add_row(one.name, one.summary, ", ".join(one.arms), where.get("data", "digits"), where.get("profile", "generic-4bit"))
-    console.print(table)
+        settings = study_settings(one.name)
+        console.print(f"[bold]{one.name}[/bold]  {escape(one.summary)}", highlight=False)
+        console.print(f"  {settings.data} on {settings.profile['name']}; arms: {', '.join(one.arms)}\n", highlight=False)
     console.print("`galvanic study NAME` runs one; `galvanic recipes` says what most arms do.", highlight=False)
 
 

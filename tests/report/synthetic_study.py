@@ -10,6 +10,7 @@ from galvanic.studies.conditions import AGES, BITS, FLUCTUATING, LEVELS, RECALIB
 from galvanic.studies.summary import summarise
 
 CONDITIONS = (*LEVELS, *RECALIBRATED, *STATIC, *FLUCTUATING, *BITS, *AGES, *TEMPERATURES)
+SHORT = tuple(c for c in CONDITIONS if c.name in ("level 1", "level 2"))
 ARMS = ("digital", "ptq", "tuned", "ours")
 STRENGTH = {"digital": 0.2, "ptq": 0.15, "tuned": 0.05, "ours": 0.035}  # accuracy lost to the nominal noise
 LAYERS = ("0", "3.inner.0", "8")
@@ -27,20 +28,29 @@ PROFILE: dict[str, Any] = {
 }
 
 
-def config(arms: tuple[str, ...] = ARMS, *, seeds: int = 3, chips: int = 3, baseline: str = "tuned") -> dict[str, Any]:
+def config(
+    arms: tuple[str, ...] = ARMS,
+    *,
+    seeds: int = 3,
+    chips: int = 3,
+    baseline: str = "tuned",
+    conditions: tuple[Condition, ...] = CONDITIONS,
+) -> dict[str, Any]:
     """What a study writes into `config.json`."""
     names = ("name", "noise", "level", "theta", "bits", "age_s", "temperature_K", "recalibrated")
     return {
         "study": "survival", "summary": "Which way to train keeps a network alive?", "baseline": baseline, "arms": list(arms),
-        "arm_summaries": {arm: f"How {arm} is trained." for arm in arms}, "conditions": [c.name for c in CONDITIONS],
-        "condition_facts": [{name: getattr(c, name) for name in names} for c in CONDITIONS],
+        "arm_summaries": {arm: f"How {arm} is trained." for arm in arms}, "conditions": [c.name for c in conditions],
+        "condition_facts": [{name: getattr(c, name) for name in names} for c in conditions],
         "seeds": list(range(seeds)), "chips": list(range(1000, 1000 + chips)), "epochs": 8, "batch": 64, "width": 8, "stages": [1, 1, 1],
         "profile": PROFILE, "data": "fashion-mnist", "data_note": "a stratified subset", "n_train": 4000, "n_test": N_TEST,
         "parameters": 19810, "command": "galvanic study survival --root data", "sha256": "0" * 64,
     }  # fmt: skip
 
 
-def study_rows(arms: tuple[str, ...] = ARMS, *, seeds: int = 3, chips: int = 3) -> list[dict[str, Any]]:
+def study_rows(
+    arms: tuple[str, ...] = ARMS, *, seeds: int = 3, chips: int = 3, conditions: tuple[Condition, ...] = CONDITIONS
+) -> list[dict[str, Any]]:
     """All rows of a complete study."""
     draw, made = np.random.default_rng(0), list[dict[str, Any]]()
     for place, arm in enumerate(arms):
@@ -49,7 +59,7 @@ def study_rows(arms: tuple[str, ...] = ARMS, *, seeds: int = 3, chips: int = 3) 
             made.append({"kind": "digital", "arm": arm, "seed": seed, "accuracy": 0.9 + 0.004 * seed, "n_test": N_TEST})
             skill, shift = STRENGTH.get(arm, 0.04 + 0.006 * place), 0.004 * draw.standard_normal()
             for chip in range(1000, 1000 + chips):
-                made += [_chip({"arm": arm, "seed": seed, "chip": chip}, c, skill, shift, draw) for c in CONDITIONS]
+                made += [_chip({"arm": arm, "seed": seed, "chip": chip}, c, skill, shift, draw) for c in conditions]
     return made + [row for arm in arms if arm in ("digital", "tuned", "ours") for row in _map(arm, draw)]
 
 
@@ -80,7 +90,12 @@ def _training(arm: str, seed: int, epoch: int) -> dict[str, Any]:
 
 def _chip(key: dict[str, Any], c: Condition, skill: float, shift: float, draw: np.random.Generator) -> dict[str, Any]:
     much = {"both": 1.0, "chip": 0.7, "read": 0.2}[c.noise] * c.level**1.4 * (0.7 if c.recalibrated else 1.0)
-    more = 0.3 * c.theta + (2.0 ** (4 - (c.bits or 4)) - 1) * 0.5 + 0.2 * np.log10(1 + c.age_s / 20) + 0.01 * abs((c.temperature_K or 300) - 300)
+    more = (
+        0.3 * c.theta
+        + (2.0 ** (4 - (c.bits or 4)) - 1) * 0.5
+        + 0.2 * np.log10(1 + c.age_s / 20)
+        + 0.01 * abs((c.temperature_K or 300) - 300)
+    )
     lost = max(skill * (much + more + 0.02), 0.0)
     accuracy = round(float(np.clip(0.905 - lost + shift + 0.05 * lost * draw.standard_normal(), 0.1, 0.99)) * N_TEST) / N_TEST
     scores = {"top5": min(1.0, accuracy + 0.1), "nll": 0.3 + 2 * lost, "ece": 0.02 + 0.3 * lost}
@@ -100,5 +115,7 @@ def _map(arm: str, draw: np.random.Generator) -> list[dict[str, Any]]:
     for direction in ("random", "ascent"):
         for radius in (-1.0, -0.5, 0.0, 0.5, 1.0):
             loss = 0.3 + 10 * skill * radius**2
-            made.append({"kind": "landscape", "arm": arm, "seed": 0, "direction": direction, "radius": radius, "distance": 5 * radius, "loss": loss})
+            made.append(
+                {"kind": "landscape", "arm": arm, "seed": 0, "direction": direction, "radius": radius, "distance": 5 * radius, "loss": loss}
+            )
     return made

@@ -1,3 +1,4 @@
+import math
 import shutil
 from dataclasses import replace
 
@@ -6,18 +7,53 @@ import torch
 from torch import nn
 
 from galvanic import train
-from galvanic.nn import analog_layers, convert, reads
-from galvanic.profile import load_profile
+from galvanic.nn import (
+    AdaptiveNoise,
+    GatedResidual,
+    age,
+    analog_layers,
+    at,
+    calibrate_ranges,
+    convert,
+    describe,
+    program,
+    reads,
+    resnet,
+    to_digital,
+)
+from galvanic.profile import Profile, load_profile
+from galvanic.seeding import generator, seed
 from galvanic.storage import read_tree
-from galvanic.train import Budget, Fit, NonFinite, Recipe, Training, deploy
+from galvanic.studies.datasets import load
+from galvanic.train import (
+    LSQ,
+    AdaRound,
+    Alignment,
+    Blocks,
+    Budget,
+    Constant,
+    Distillation,
+    Divergence,
+    Fit,
+    Fluctuation,
+    Grid,
+    NonFinite,
+    ParametricNoise,
+    Ramp,
+    Recipe,
+    SharpnessAware,
+    Training,
+    WeightPrecision,
+    deploy,
+)
 from galvanic.train import fit as module
 
 IMAGES = torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = (IMAGES.mean((1, 2, 3)) > 0).long()
 BUDGET = Budget(epochs=4, batch=8, calibration=16)  # 3 steps an epoch, 12 in all
-NOISE = Training(hardware_from=0.5, ramp=0.15, clip_sigmas=2.5, oldest_s=365 * 86400.0, frozen_statistics=True)
-RECIPES = train.RECIPES | {"noise": replace(train.RECIPES["noise"], training=NOISE)}  # in numbers that the tests know
-RAMPED = replace(RECIPES["noise"], training=replace(RECIPES["noise"].training, ramp=0.4))  # rises over five steps
+NOISE = Training(hardware_from=0.5, schedule=Ramp(over=0.15), clip_sigmas=2.5, oldest_s=365 * 86400.0, frozen_statistics=True)
+RECIPES = {"digital": train.RECIPES["digital"], "ptq": train.RECIPES["ptq"], "noise": replace(train.RECIPES["noise"], training=NOISE)}
+RAMPED = replace(RECIPES["noise"], training=replace(NOISE, schedule=Ramp(over=0.4)))  # rises over five steps
 
 
 def network() -> nn.Module:
@@ -27,10 +63,10 @@ def network() -> nn.Module:
     )
 
 
-def fit(path, recipe: Recipe | str = "noise", profile: str = "pcm", **changes) -> Fit:
+def fit(path, recipe: Recipe | str = "noise", profile: str | Profile = "pcm", **changes) -> Fit:
     settings = {
         "build": network,
-        "profile": load_profile(profile),
+        "profile": load_profile(profile) if isinstance(profile, str) else profile,
         "recipe": RECIPES[recipe] if isinstance(recipe, str) else recipe,
         "images": IMAGES,
         "labels": LABELS,
@@ -140,10 +176,90 @@ def test_seeds_differ_in_weights_and_order_and_a_seed_repeats(tmp_path):
 
 
 def test_what_was_drawn_before_does_not_matter(tmp_path):
-    for name, seed in (("a", 1), ("b", 2)):
-        torch.manual_seed(seed)
+    for name, other in (("a", 1), ("b", 2)):
+        torch.manual_seed(other)
         list(fit(tmp_path / name).run())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+DIGITS = load("digits", train_samples=100)
+SHORT = Budget(epochs=2, batch=20, calibration=40)  # 5 steps an epoch, 10 in all
+
+
+def tiny() -> nn.Module:
+    return resnet((1, 1), width=4, channels=1)
+
+
+@pytest.mark.parametrize("name", train.RECIPES)
+def test_every_recipe_goes_on_from_any_place_with_the_same_bits_and_ends_on_a_chip(tmp_path, every_checkpoint, name):
+    """Stopped in the digital part, at the switch, on chips, at the end of an epoch and after the last step."""
+    recipe = train.RECIPES[name]
+    if isinstance(recipe.rounding, AdaRound):
+        recipe = replace(recipe, rounding=replace(recipe.rounding, steps=10))
+    on_digits = {"build": tiny, "images": DIGITS.x_train, "labels": DIGITS.y_train, "budget": SHORT}
+    whole = fit(tmp_path / "whole", recipe, "generic-4bit", checkpoint_every_s=0.0, **on_digits)
+    rows, end = list(whole.run()), (tmp_path / "whole").read_bytes()
+    copies = {read_tree(copy)["step"]: copy for copy in every_checkpoint}
+    assert 1 < whole.switch < 4 or whole.switch == 10
+    for step in sorted({1, whole.switch, 4, 5, 10}):
+        torch.rand(step)
+        assert list(fit(copies[step], recipe, "generic-4bit", **on_digits).run()) == rows
+        assert copies[step].read_bytes() == end
+    placed = deploy(whole.result(), whole.profile, recipe, DIGITS.x_train, SHORT, chip=1000)
+    assert all(layer.chip.number == 1000 for layer in analog_layers(placed).values())
+    assert len(analog_layers(placed)) == sum(isinstance(m, nn.Linear | nn.Conv2d) for m in tiny().modules())
+    scores = placed(DIGITS.x_test[:20])
+    assert scores.shape == (20, 10)
+    assert bool(scores.isfinite().all())
+
+
+# ------------------------------------------------------------------------------------------------------------------- by hand
+
+
+@pytest.mark.parametrize("profile", ["pcm", "generic-4bit"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_of_the_main_job_are_what_they_say_bit_for_bit(tmp_path, name, profile):
+    """Against a loop written out: cross-entropy, AdamW on a cosine, and for 'noise' fresh chips of log-uniform age after half the steps."""
+    one = fit(tmp_path / "x", name, profile)
+    rows, found = list(one.run()), one.result().state_dict()
+    losses, levels = [], []
+    torch.manual_seed(seed("network", 0))
+    model = network().train()
+    torch.manual_seed(seed("training", 0))
+    optimizer = adamw(model)
+    for step in range(12):
+        if step == 6 and name == "noise":
+            model = calibrate_ranges(convert(model, one.recipe.adapt(one.profile), chip=None), IMAGES[:16].split(8))
+            optimizer = adamw(model)
+            model[1].eval()
+        levels.append(min(1.0, (step / 12 - 0.5) / 0.15) if hasattr(model[0], "profile") else 0.0)
+        if hasattr(model[0], "profile"):
+            if model[0].conditions.noise_level != levels[-1]:
+                at(model, replace(model[0].conditions, noise_level=levels[-1]))
+            program(model)
+            age(model, 20 * math.expm1(float(torch.rand(())) * math.log1p(365 * 86400 / 20)))
+        chosen = torch.randperm(20, generator=generator("order", 0, step // 3)).tensor_split(3)[step % 3]
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 + math.cos(math.pi * step / 12)) / 2
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(IMAGES[chosen]), LABELS[chosen])
+        loss.backward()
+        optimizer.step()
+        if hasattr(model[0], "profile"):
+            with torch.no_grad():
+                for k in (0, 5, 6):
+                    limit = 2.5 * model[k].weight.std(correction=0)
+                    model[k].weight.clamp_(-limit, limit)
+        losses.append(float(loss.detach()))
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[key], x) for key, x in model.state_dict().items())
+    epochs = [{"epoch": k + 1, "loss": sum(losses[3 * k : 3 * k + 3]) / 3, "noise_level": levels[3 * k + 2]} for k in range(4)]
+    assert rows == epochs
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == many] for many in (True, False))
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": 1e-3}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3)
 
 
 # ------------------------------------------------------------------------------------------------------------------- fairness
@@ -154,9 +270,9 @@ def test_every_recipe_has_the_same_steps_images_and_learning_rates(tmp_path, mon
     plain = module.steps
     for name, seen in spent.items():
 
-        def noted(model, batches, objective, optimizer, *, first, seen=seen):
+        def noted(model, batches, objective, optimizer, *, seen=seen, **how):
             batches = ((seen.append((y.tolist(), optimizer.param_groups[0]["lr"])), (x, y))[1] for x, y in batches)
-            return plain(model, batches, objective, optimizer, first=first)
+            return plain(model, batches, objective, optimizer, **how)
 
         monkeypatch.setattr(module, "steps", noted)
         assert [row["epoch"] for row in fit(tmp_path / name, name).run()] == [1, 2, 3, 4]
@@ -291,7 +407,252 @@ def test_one_step_in_all_is_enough(tmp_path):
         one.result()
 
 
+def seen_levels(monkeypatch) -> list[set[float] | None]:
+    """The noise levels of the layers at every step to come; None where the network is digital."""
+    found = []
+    plain = module.cross_entropy
+
+    def noted(model, batch):
+        on_chip = any(hasattr(m, "conditions") and hasattr(m, "profile") for m in model.modules())
+        found.append({float(layer.conditions.noise_level) for layer in analog_layers(model).values()} if on_chip else None)
+        return plain(model, batch)
+
+    monkeypatch.setattr(module, "cross_entropy", noted)
+    return found
+
+
+def on_chips(**parts) -> Recipe:
+    return Recipe(name="r", summary="", training=Training(**{"hardware_from": 0.5} | parts))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.37, 0.41, 0.5, 0.875])
+def test_noise_is_whole_from_the_first_step_on_chips_wherever_between_two_steps_they_begin(tmp_path, monkeypatch, share):
+    levels = seen_levels(monkeypatch)
+    one = fit(tmp_path / "x", on_chips(hardware_from=share))
+    rows = list(one.run())
+    assert levels == [None] * one.switch + [{1.0}] * (12 - one.switch)
+    assert [row["noise_level"] for row in rows] == [float(one.switch < 3 * row["epoch"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"fluctuation": Fluctuation(theta=0.5, per="step")},
+        {"schedule": Grid(shares=(0.0, 1.0), means=(1.0, 1.0), stds=(0.5, 0.5))},
+        {"schedule": Grid(shares=(0.0,), means=(1.0,), stds=(0.5,)), "fluctuation": Fluctuation(theta=0.1, per="step")},
+    ],
+    ids=["fluctuation", "grid", "both"],
+)
+def test_every_step_has_a_level_of_its_own_and_rows_tell_the_mean(tmp_path, monkeypatch, parts):
+    levels = seen_levels(monkeypatch)
+    rows = list(fit(tmp_path / "x", on_chips(**parts)).run())
+    assert levels[:6] == [None] * 6
+    assert all(len(level) == 1 for level in levels[6:])  # one level for the whole chip
+    drawn = set.union(*levels[6:])
+    assert len(drawn) == 6
+    assert all(0 <= level < 5 for level in drawn)
+    assert [row["noise_level"] for row in rows] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_every_example_has_a_level_of_its_own_on_chips_and_the_chip_keeps_the_schedules(tmp_path, monkeypatch):
+    drawn, plain = [], module.fluctuate
+    levels = seen_levels(monkeypatch)
+    monkeypatch.setattr(module, "fluctuate", lambda model, given: (drawn.append(given), plain(model, given))[1])
+    list(fit(tmp_path / "x", on_chips(fluctuation=Fluctuation(alpha=2.0, theta=0.5, one_sided=True), schedule=Constant(at=0.5))).run())
+    assert levels == [None] * 6 + [{0.5}] * 6
+    assert [len(given) for given in drawn] == [7, 7, 6] * 2
+    every = torch.cat(drawn)
+    assert len(set(every.tolist())) == 40
+    assert float(every.min()) >= 2.0
+
+
+@pytest.mark.parametrize("sharpness", [None, SharpnessAware(radius=0.5, adaptive=True)], ids=["plain", "sharpness-aware"])
+def test_terms_are_means_over_the_steps_that_had_them_at_the_point_of_the_loss(tmp_path, monkeypatch, sharpness):
+    """The switch is within the second epoch; a sharpness-aware step has a second pass, whose terms are not the step's."""
+    losses, plain = [], module.steps
+
+    def noted(*args, **how):
+        for step in plain(*args, **how):
+            losses.append(float(step.loss))
+            yield step
+
+    monkeypatch.setattr(module, "steps", noted)
+    recipe = on_chips(hardware_from=1 / 3, hardware=(Alignment(share=1.0),), robustness=(Divergence(),), sharpness=sharpness)
+    rows = list(fit(tmp_path / "x", recipe, "generic-4bit").run())
+    assert "terms" not in rows[0]
+    assert [set(row["terms"]) for row in rows[1:]] == [{"task", "Alignment", "Divergence", "total"}] * 3
+    for row, steps in zip(rows[1:], (losses[4:6], losses[6:9], losses[9:]), strict=True):
+        terms = row["terms"]
+        assert terms["total"] == pytest.approx(sum(steps) / len(steps), rel=1e-6)
+        assert terms["total"] == pytest.approx(terms["task"] + 0.3 * terms["Alignment"] + 0.3 * terms["Divergence"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{}, {"quantised": LSQ(bits=4)}, {"sharpness": SharpnessAware()}, {"blocks": Blocks(noise=True)}],
+    ids=["plain", "lsq", "sam", "blocks"],
+)
+def test_the_teacher_is_the_network_at_the_switch_and_stays_while_the_student_trains(tmp_path, every_checkpoint, parts):
+    build = {"build": lambda: resnet((1,), width=4, channels=1, classes=2)}
+    recipe = on_chips(distillation=Distillation(), **parts)
+    list(fit(tmp_path / "x", recipe, "generic-4bit", checkpoint_every_s=0.0, **build).run())
+    trees = {tree["step"]: tree for tree in map(read_tree, every_checkpoint)}
+    taught = trees[6]["model"]
+    assert all(trees[step]["teacher"] is None for step in range(1, 7))
+    for step in range(7, 13):
+        teacher = trees[step]["teacher"]
+        assert teacher.keys() == taught.keys()
+        assert all(torch.equal(x, taught[name]) for name, x in teacher.items())
+    learned = "0.parametrizations.weight.original" if "quantised" in parts else "0.weight"
+    assert not torch.equal(trees[7]["model"][learned], trees[12]["model"][learned])
+
+
+@pytest.mark.parametrize("weight_scale", ["column", "layer"])
+def test_quantised_training_has_the_bits_and_scales_of_the_hardware_and_ends_in_ordinary_layers(tmp_path, weight_scale):
+    profile = replace(load_profile("generic-4bit"), weight_scale=weight_scale)
+    one = fit(tmp_path / "x", on_chips(quantised=LSQ(bits=8)), profile=profile)
+    list(one.run())
+    result = one.result()
+    for layer in analog_layers(result).values():
+        w = layer.weight.detach().flatten(1)
+        codes = 7 * w / (w.abs().amax(1, keepdim=True) if weight_scale == "column" else w.abs().max())
+        torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-5)
+    assert (
+        result.state_dict().keys() - {f"{k}.{side}_range" for k in (0, 5, 6) for side in ("input", "output")}
+        == network().state_dict().keys()
+    )
+    assert [type(m) for m in to_digital(result)] == [type(m) for m in network()]
+    assert torch.equal(to_digital(result)[5].weight, result[5].weight)
+    assert torch.equal(convert(result, profile, chip=0)[5].weight, result[5].weight)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_quantised_training_may_begin_with_the_first_step_or_after_the_last(tmp_path, share):
+    one = fit(tmp_path / "x", on_chips(hardware_from=share, quantised=LSQ(bits=4)), "generic-4bit")
+    list(one.run())
+    assert one.result()(IMAGES).shape == (20, 2)
+
+
+def test_injected_noise_is_trained_with_the_weights_and_gone_from_the_result(tmp_path):
+    one = fit(tmp_path / "x", Recipe(name="r", summary="", training=Training(injection=ParametricNoise(start=0.5))))
+    rows = list(one.run())
+    held = read_tree(tmp_path / "x")["model"]
+    alphas = [float(held[f"{k}.parametrizations.weight.0.alpha"]) for k in (0, 5, 6)]
+    assert rows[-1]["noise_coefficient"] == pytest.approx(sum(alphas) / 3, rel=1e-12)
+    assert all(0 < abs(alpha - 0.5) < 0.1 for alpha in alphas)
+    result = one.result()
+    assert result.state_dict().keys() == network().state_dict().keys()
+    assert all(torch.equal(result[k].weight, held[f"{k}.parametrizations.weight.original"]) for k in (0, 5, 6))
+
+
+@pytest.mark.parametrize(("kept", "anchored"), [(False, 6), (True, 12)], ids=["off on chips", "on on chips"])
+def test_adaptive_noise_is_simulated_and_anchored_off_chips_and_on_them_where_it_is_asked_for(tmp_path, monkeypatch, kept, anchored):
+    calls, plain = [], module.anchor
+    monkeypatch.setattr(module, "anchor", lambda model: (calls.append(1), plain(model))[1])
+    recipe = on_chips(blocks=Blocks(gate=0.3, noise=True, on_chips=kept))
+    one = fit(tmp_path / "x", recipe, "generic-4bit", build=lambda: resnet((1, 1), width=4, channels=1, classes=2))
+    list(one.run())
+    assert len(calls) == anchored
+    placed = deploy(one.result(), one.profile, one.recipe, IMAGES, BUDGET, chip=1)
+    noises = [m for m in placed.modules() if isinstance(m, AdaptiveNoise)]
+    assert [noise.simulated for noise in noises] == [kept, kept]
+    told = {row["why"] for row in describe(placed) if ".noise" in row["layer"]}
+    assert told == {"simulated noise: the chip makes its own"}
+    gates = [m.gate.detach() for m in placed.modules() if isinstance(m, GatedResidual)]
+    assert all(0 < float((gate - 0.3).abs().max()) < 0.05 for gate in gates)  # they are learned
+
+
+def test_an_anchor_holds_the_learned_physics_where_it_was_measured(tmp_path):
+    moved = []
+    for weight in (0.0, 10.0):
+        recipe = Recipe(name="r", summary="", training=Training(blocks=Blocks(noise=True, anchor=weight)))
+        build = {"build": lambda: resnet((1,), width=4, channels=1, classes=2)}
+        rows = list(fit(tmp_path / f"{weight}", recipe, "generic-4bit", **build).run())
+        held = read_tree(tmp_path / f"{weight}")["model"]
+        effects = {name.rpartition(".")[0] for name in held if name.endswith(".log_weight")}
+        sizes = [math.exp(sum(bounded(held[f"{e}.{k}"]) for k in ("log_weight", "log_std") if f"{e}.{k}" in held)) for e in effects]
+        assert rows[-1]["learned_noise"] == pytest.approx(sum(sizes) / len(sizes), rel=1e-6)
+        moved.append(sum(float(x.abs().sum()) for name, x in held.items() if ".log_" in name))
+    assert moved[1] < moved[0] / 2
+
+
+def bounded(raw: torch.Tensor) -> float:
+    """A learned logarithm, within a factor of ten."""
+    return math.log(10) * math.tanh(float(raw) / math.log(10))
+
+
+def test_weight_precision_counts_in_the_bits_of_the_hardware_and_its_own_where_there_are_none():
+    def bits(profile: str) -> int:
+        one = fit("x", on_chips(hardware=(WeightPrecision(bits=7),)), profile)
+        return one._for_hardware(one.recipe.training.hardware[0]).bits
+
+    assert (bits("generic-4bit"), bits("pcm")) == (4, 7)
+
+
+def test_sharpness_aware_steps_are_taken_throughout(tmp_path, monkeypatch):
+    calls, plain = [], module.cross_entropy
+    monkeypatch.setattr(module, "cross_entropy", lambda model, batch: (calls.append(hasattr(model[0], "profile")), plain(model, batch))[1])
+    list(fit(tmp_path / "x", on_chips(sharpness=SharpnessAware())).run())
+    assert calls == [False] * 12 + [True] * 12
+
+
+def test_both_passes_of_a_sharpness_aware_step_are_on_one_chip_of_one_age_and_level(tmp_path, monkeypatch):
+    seen, plain = [], module.cross_entropy
+
+    def noted(model, batch):
+        layers = analog_layers(model).values()
+        seen.append([(float(m.conditions.age_s), float(m.conditions.noise_level), m.levels.tolist(), *m._draws.values()) for m in layers])
+        return plain(model, batch)
+
+    monkeypatch.setattr(module, "cross_entropy", noted)
+    spread = Grid(shares=(0.0,), means=(1.0,), stds=(0.3,))
+    parts = {"oldest_s": 1e6, "schedule": spread, "fluctuation": Fluctuation(theta=0.5), "sharpness": SharpnessAware()}
+    list(fit(tmp_path / "x", on_chips(hardware_from=0.0, **parts)).run())
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        for a, b in zip(first, second, strict=True):
+            assert a[:3] == b[:3]
+            assert all(torch.equal(x, y) for x, y in zip(a[3:], b[3:], strict=True))
+    assert len({first[0][0] for first in seen[::2]}) == 12
+
+
+# ------------------------------------------------------------------------------------------------------------------- augmentation
+
+
+def test_every_step_augments_its_images_from_numbers_of_its_own_and_a_resumed_run_goes_on_with_them(tmp_path, every_checkpoint):
+    def noisy(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        drawn.append(float(torch.rand((), generator=draw)))
+        return images + torch.randn(images.shape, generator=draw)
+
+    drawn: list[float] = []
+    rows = list(fit(tmp_path / "x", checkpoint_every_s=0.0, augmentation=noisy).run())
+    first, end = list(drawn), (tmp_path / "x").read_bytes()
+    assert len(set(first)) == 12
+    for step, copy in [(read_tree(c)["step"], c) for c in list(every_checkpoint)][3:-1:4]:
+        drawn.clear()
+        assert list(fit(copy, augmentation=noisy).run()) == rows
+        assert drawn == first[step:]
+        assert copy.read_bytes() == end
+    assert list(fit(tmp_path / "plain").run()) != rows
+    drawn.clear()
+    list(fit(tmp_path / "digital", "digital", augmentation=noisy).run())
+    assert drawn == first  # every recipe sees the same images
+
+
 # ------------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("profile", ["pcm", "ideal"])
+def test_quantised_training_for_hardware_without_levels_is_refused_before_the_first_step(profile):
+    with pytest.raises(ValueError, match=rf"^recipe 'lsq' trains quantised weights; profile '{profile}' does not quantise them$"):
+        fit("x", train.RECIPES["lsq"], profile)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_in_one_line(tmp_path):
+    one = fit(tmp_path / "x", "digital", "generic-4bit")
+    list(one.run())
+    with pytest.raises(ValueError, match=r"x is not a checkpoint of this training run: ") as caught:
+        list(fit(tmp_path / "x", train.RECIPES["pni"], "generic-4bit").run())
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unfinished_run_has_no_result(tmp_path):

@@ -216,6 +216,7 @@ def channel_axis(x: Tensor, axis: int | None) -> int:
     return axis % x.ndim
 
 
+@torch.no_grad()
 def learned_noise(model: nn.Module) -> float | None:
     """The learned size of the adaptive noise in a model over the measured one, a mean over its effects; None where there is none.
 

@@ -114,7 +114,7 @@ class Analog(Stored, Ranged):
 
     def _alone(self, w: Written) -> bool:
         """Whether nothing but one matrix stands between input and output."""
-        converted = self.profile.converts("input") or len(self.profile.output) > 0 or w.variances is not None  # no graph takes `not ()`
+        converted = self.profile.converts("input") or len(self.profile.output) > 0 or w.variances is not None  # no graph takes `not (...,)`
         return not converted and len(w.lanes) == len(w.lanes[0]) == 1 and not self.profile.encoding.extra_columns
 
     def _whole(self, w: Written) -> Tensor:

@@ -129,6 +129,8 @@ class Ramp(Converter):
         if z is not None:
             walk = z.reshape(self.top, -1)[:, 0].cumsum(0) / sqrt(self.top)
             bridge = 2 * (walk - c / self.top * walk[-1])  # of standard deviation 1 in the middle
-            crossing = crossing + at.noise_level * self.inl_std * self.top / self.full_scale * bridge
-        first = crossing.detach().cummax(0).values  # where the ramp falls back, counting has stopped before
-        return torch.searchsorted(first, m.detach().contiguous(), right=True).to(m.dtype)
+            size = as_tensor(at.noise_level * self.inl_std * self.top / self.full_scale).to(m.dtype)
+            crossing = crossing + size.flatten(1) * bridge if size.ndim else crossing + size * bridge  # each example may have its own
+        first = crossing.detach().cummax(-1).values  # where the ramp falls back, counting has stopped before
+        among = m.detach() if first.ndim == 1 else m.detach().flatten(1)
+        return torch.searchsorted(first, among.contiguous(), right=True).view(m.shape).to(m.dtype)

@@ -38,19 +38,17 @@ class Line:
 
 def bottom(lines: Sequence[Line]) -> float:
     """Where an axis of accuracies that shows all the lines begins."""
-    lowest = min(low for line in lines for low in line.low)
-    return max(0.0, min(0.9, floor(10 * lowest) / 10))
+    lowest = max(0.0, min(low for line in lines for low in line.low))
+    return min(0.9, floor(10 * lowest) / 10)
 
 
 def top(lines: Sequence[Line], reference: float | None) -> float:
     """Where it ends if it need not reach 100 %."""
     highest = max([*(high for line in lines for high in line.high), *([] if reference is None else [reference])])
-    return min(1.0, max(0.1, ceil(10 * highest) / 10))
+    return max(0.1, ceil(10 * min(1.0, highest)) / 10)
 
 
-def accuracies(
-    axes: Axes, lines: Sequence[Line], ends: tuple[float, float], reference: float | None, span: tuple[float, float]
-) -> None:
+def accuracies(axes: Axes, lines: Sequence[Line], ends: tuple[float, float], reference: float | None, span: tuple[float, float]) -> None:
     """Draw accuracies, as percent.
 
     Args:

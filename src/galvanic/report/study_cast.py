@@ -9,6 +9,7 @@ from galvanic.report.study_conditions import nominal
 from galvanic.report.svg import COLORS, OTHERS
 
 NAMED = 7
+NOTED = ("digital", "ours", "ours-revised")
 GREY = "#b4b3ae"
 
 
@@ -37,7 +38,7 @@ def cast(study: Study) -> Cast:
     parts = {study.baseline: "the baseline", "digital": "trained without hardware"}
     parts |= {best: "; ".join([*([parts[best]] if best in parts else []), how])} if best else {}
     few = len(study.arms) <= NAMED
-    leading = tuple(arm for arm in study.arms if few or arm in ("digital", "ours", study.baseline, best))
+    leading = tuple(arm for arm in study.arms if few or arm in (*NOTED, study.baseline, best))
     fixed = {study.baseline: COLORS["ptq"], "digital": COLORS["digital"], "ours": COLORS["noise"]}
     rest = [arm for arm in leading if arm not in fixed]
     colors = {arm: fixed[arm] if arm in fixed else OTHERS[rest.index(arm) % len(OTHERS)] for arm in leading}

@@ -51,7 +51,7 @@ class Condition:
             value = facts.get(key, getattr(cls, key))
             if not (is_number(value) and value >= 0) and not (value is None and getattr(cls, key) is None):
                 raise ValueError(f"{where}: {key} of condition {short(facts['name'])} is {short(value)}, expected a number >= 0")
-        if facts.get("noise", "both") not in NOISES:
+        if facts.get("noise", "both") not in tuple(NOISES):
             raise ValueError(f"{where}: noise of condition {short(facts['name'])} is {short(facts['noise'])}, expected {', '.join(NOISES)}")
         given = {f.name: facts[f.name] for f in fields(cls) if f.name in facts and f.name != "known"}
         return cls(**given | {"recalibrated": bool(facts.get("recalibrated"))})
@@ -101,4 +101,3 @@ def key(conditions: tuple[Condition, ...]) -> list[Condition]:
     varied = {fact: [c for c in sweep(conditions, fact) if not c.nominal] for fact in FACTS}
     ends = [found[0 if fact == "bits" else -1] for fact, found in varied.items() if found]
     return list(dict.fromkeys([*([first] if first else []), *twice, *ends])) or list(conditions[:3])
-

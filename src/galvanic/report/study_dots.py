@@ -61,17 +61,19 @@ def _forest(axes: Axes, title: str, rows: dict[str, Row], order: Sequence[str]) 
         beyond = abs(where) > limit
         shape = ("<" if where < 0 else ">") if beyond else SHAPES.get(verdict(row), "o")
         face = color if verdict(row) in SHAPES else "white"
-        axes.plot([_within(where, limit)], [y], shape, color=color, markerfacecolor=face, markersize=6.5, clip_on=False)
+        axes.plot([_within(where, 0.97 * limit)], [y], shape, color=color, markerfacecolor=face, markersize=6.5, clip_on=False)
         axes.text(1.02, y, words.points(where), color=color, va="center", transform=axes.get_yaxis_transform(), fontsize=9.5)
     axes.set_xlim(-limit, limit)
-    axes.xaxis.set_major_formatter(lambda x, _: words.points(x) if abs(x) * 100 < 10 else f"{100 * x:+.0f}".replace("-", "−"))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.3g}".replace("-", "−").replace("+0", "0") if x else "0")
     axes.set_xlabel("percentage points")
     _rows(axes, order)
 
 
 def static(study: Study, cast: Cast) -> list[Markup]:
     """Accuracy under the noise of the chip alone and under that of reads alone, as written (hollow) and recalibrated (filled)."""
-    groups = {kind: [c for c in study.conditions if c.alone("noise", "level", "recalibrated") and c.noise == kind] for kind in ("chip", "read")}
+    groups = {
+        kind: [c for c in study.conditions if c.alone("noise", "level", "recalibrated") and c.noise == kind] for kind in ("chip", "read")
+    }
     shown = {kind: found for kind, found in groups.items() if any(study.measured(c) for c in found)}
     arms = [arm for arm in study.arms if any(study.accuracy(arm, c) for found in shown.values() for c in found)]
     rows = [row for arm in arms for found in shown.values() for c in found if (row := study.accuracy(arm, c))]
@@ -82,7 +84,9 @@ def static(study: Study, cast: Cast) -> list[Markup]:
         for y, arm in enumerate(arms):
             for c in conditions:
                 if row := study.accuracy(arm, c):
-                    _dot(axes, row, y + (0.17 if c.recalibrated else -0.17), cast.colors[arm] if arm in cast.leading else INK, c.recalibrated)
+                    _dot(
+                        axes, row, y + (0.17 if c.recalibrated else -0.17), cast.colors[arm] if arm in cast.leading else INK, c.recalibrated
+                    )
         axes.set_xlim(max(0.0, least - 0.03), 1.0)
         axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
         _rows(axes, arms)
@@ -107,7 +111,7 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 def reach(ends: Sequence[float]) -> float:
     """How far an axis of differences goes to either side: to the last end, but not where a few would press all others together.
 
-    >>> reach([0.02, 0.03, 0.04]), round(reach([0.02, 0.03, 0.9]), 3)
+    >>> round(reach([0.02, 0.03, 0.04]), 3), round(reach([0.02, 0.03, 0.9]), 3)
     (0.044, 0.099)
     """
     return 1.1 * max(min(max(ends), 3 * median(ends), 1.0), 0.005) if ends else 0.01

@@ -17,13 +17,13 @@ def compared(study: Study) -> str:
     """The arms, data, network, hardware and budget."""
     config, seeds, chips = study.config, len(study.config.get("seeds", [])), len(study.config.get("chips", []))
     parts = [
-        f"{_many(len(study.arms), 'way')} to train one network",
+        f"{_many(len(study.arms), 'way')} to train a network",
         f" ({config['parameters']:,} parameters)" if is_number(config.get("parameters")) else "",
         f" on “{words.value(config.get('data', '?'))}”",
         f" ({_number(config.get('n_train'))} images to train on, {_number(config.get('n_test'))} others to test on)",
         f", {_many(config['epochs'], 'epoch')} each" if is_number(config.get("epochs")) else "",
-        f". Each is trained {_times(seeds)}, and every trained network is put on the same {_many(chips, 'unseen chip')} of simulated hardware",
-        f" “{words.value(config.get('profile', {}).get('name', '?'))}”.",
+        f". Each is trained {_times(seeds)}, and every trained network is put on the same {_many(chips, 'unseen chip')}",
+        f" of simulated hardware “{words.value(config.get('profile', {}).get('name', '?'))}”.",
     ]
     return "".join(parts)
 
@@ -66,8 +66,8 @@ def _outcome(study: Study, condition: Condition, *, first: bool) -> str:
 
 def _named(rows: Sequence[Row]) -> str:
     shown = sorted(rows, key=lambda row: -abs(row["difference"]))
-    names = [f"“{row['arm']}” ({words.points(row['difference'])})" for row in shown[:NAMED]]
-    return words.joined([*names, *([_many(len(shown) - NAMED, "other")] if len(shown) > NAMED else [])])
+    names = [f"“{row['arm']}” ({words.points(row['difference'])})" for row in shown]
+    return words.joined(names if len(names) <= NAMED + 1 else [*names[:NAMED], f"{len(names) - NAMED} others"])
 
 
 def _differences(rows: Sequence[Row]) -> str:

@@ -1,6 +1,6 @@
 """Accuracy over what was varied: the level of noise, its fluctuation, bits, age, temperature."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -44,15 +44,23 @@ class Sweep:
 
 
 def levels(study: Study) -> list[Sweep]:
-    """The level of all noise, on the chip as written and on the chip recalibrated, on one axis."""
-    found = []
-    for title, recalibrated in (("as written", False), ("recalibrated on the chip", True)):
-        conditions = _measured(study, sweep(study.conditions, "level", recalibrated=recalibrated))
-        place, ticks = {c: c.level for c in conditions}, {c: f"{c.level:.3g}×" for c in conditions}
-        found += [_sweep(title, "noise, relative to the hardware profile", place, ticks, marked=1.0)]
-    shown = [each for each in found if each]
-    ends = [end for each in shown for end in each.span]
-    return [replace(each, span=(min(ends), max(ends))) for each in shown]
+    """The level of all noise: on the chip as written, and beside it, where that is a curve, recalibrated on the same axis."""
+    written, again = (_over_level(study, recalibrated=recalibrated) for recalibrated in (False, True))
+    if len(written.at) < SHORTEST:
+        return []
+    return [written, replace(again, span=written.span)] if len(again.at) > 1 else [written]
+
+
+def _over_level(study: Study, *, recalibrated: bool) -> Sweep:
+    conditions = _measured(study, sweep(study.conditions, "level", recalibrated=recalibrated))
+    return Sweep(
+        title="recalibrated on the chip" if recalibrated else "as written",
+        label="noise, relative to the hardware profile",
+        at={c: c.level for c in conditions},
+        ticks={c: f"{c.level:.3g}×" for c in conditions},
+        span=_span([c.level for c in conditions]),
+        marked=1.0,
+    )
 
 
 def others(study: Study) -> list[Sweep]:
@@ -81,9 +89,8 @@ def own_bits(study: Study) -> int | None:
     """The bits of the hardware, where all its converters and weights have the same."""
     profile = study.config.get("profile", {})
     effects = [effect for side in ("input", "weight", "output") for effect in profile.get(side) or [] if isinstance(effect, dict)]
-    bits = {effect.get("bits") for effect in effects if effect.get("kind") == "Quantize"} - {None}
-    only = bits.pop() if len(bits) == 1 else None
-    return only if isinstance(only, int) else None
+    bits = {bits for effect in effects if effect.get("kind") == "Quantize" and isinstance(bits := effect.get("bits"), int)}
+    return bits.pop() if len(bits) == 1 else None
 
 
 def _measured(study: Study, conditions: Sequence[Condition]) -> list[Condition]:
@@ -96,8 +103,13 @@ def _sweep(
 ) -> Sweep | None:  # fmt: skip
     if len(at) < SHORTEST:
         return None
-    span = min(at.values()), max(at.values())
-    return Sweep(title=title, label=label, at=at, ticks=ticks, span=span, broken=broken and any(c.nominal for c in at), marked=marked)
+    broken = broken and any(c.nominal for c in at)
+    return Sweep(title=title, label=label, at=at, ticks=ticks, span=_span(at.values()), broken=broken, marked=marked)
+
+
+def _span(places: Iterable[float]) -> tuple[float, float]:
+    found = list(places) or [0.0]
+    return min(found), max(found)
 
 
 def course(study: Study, cast: Cast, arm: str, over: Sweep) -> Line | None:
@@ -138,7 +150,9 @@ def figures(study: Study, cast: Cast, sweeps: Sequence[Sweep]) -> list[Markup]:
         axes.set_xlabel(over.label)
 
     return [
-        panel(partial(draw, over=over), size=(4.6, 3.9), describe=f"Accuracy by arm: {over.title}") for over in sweeps if leading[over.title]
+        panel(partial(draw, over=over), size=(4.6, 3.9), describe=f"Accuracy by arm: {over.title}")
+        for over in sweeps
+        if leading[over.title]
     ]
 
 
@@ -154,10 +168,11 @@ def multiples(study: Study, cast: Cast, over: Sweep) -> list[tuple[str, Markup]]
         axes.fill_between(line.x, _clipped(line.low), _clipped(line.high), color=INK, alpha=0.14, linewidth=0)
         axes.plot(line.x, line.mean, color=INK, linewidth=1.6, clip_on=False)
         frame(axes, ends, over.span, steps=3)
-        axes.set_xticks([x for x in over.at.values() if x == round(x)], [t for c, t in over.ticks.items() if over.at[c] == round(over.at[c])])
+        axes.set_xticks(
+            [x for x in over.at.values() if x == round(x)], [t for c, t in over.ticks.items() if over.at[c] == round(over.at[c])]
+        )
 
     return [(arm, panel(partial(draw, line=line), size=(2.7, 1.9), describe=f"Accuracy of {arm}")) for arm, line in found.items()]
-
 
 
 def floating_point(study: Study) -> float | None:
@@ -178,7 +193,13 @@ def _own(axes: Axes, over: Sweep, label: str) -> None:
     if over.marked is not None and over.span[0] <= over.marked <= over.span[1]:
         axes.axvline(over.marked, color="#4a4a48", linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(
-            label, (over.marked, 0.02), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points", color="#4a4a48", fontsize=9.5
+            label,
+            (over.marked, 0.02),
+            (4, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color="#4a4a48",
+            fontsize=9.5,
         )
 
 
@@ -186,4 +207,3 @@ def _ticks(axes: Axes, over: Sweep) -> None:
     axes.set_xticks(list(over.at.values()), [over.ticks[c] for c in over.at])
     if over.broken:
         mark_break(axes, *sorted(over.at.values())[:2])
-

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from galvanic.report.lines import Line, logarithms
 from galvanic.report.run import Row, is_number
@@ -30,7 +31,7 @@ def training(study: Study, cast: Cast) -> list[Markup]:
         for line in grey:
             axes.plot(line.x, line.mean, color=line.color, linewidth=0.9)
         logarithms(axes, leading)
-        axes.set_xlabel("epoch")
+        _epochs(axes)
         axes.set_title("training loss")
 
     return [panel(draw, size=(4.6, 3.2), describe="Training loss over the epochs")] if leading else []
@@ -41,11 +42,7 @@ def terms(study: Study) -> list[Markup]:
     figures = []
     for (arm,), rows in by(study.of("training"), "arm").items():
         names = dict.fromkeys(name for row in rows for name in _terms(row))
-        lines = [
-            line
-            for place, name in enumerate(names)
-            if (line := _line(short(name, 18), _HUES[place % len(_HUES)], _over(rows, name)))
-        ]
+        lines = [line for place, name in enumerate(names) if (line := _line(short(name, 18), _HUES[place % len(_HUES)], _over(rows, name)))]
         if lines:
             figures.append(panel(partial(_terms_of, arm=arm, lines=lines), size=(4.6, 3.2), describe=f"Terms of the loss, {arm}"))
     return figures
@@ -53,8 +50,13 @@ def terms(study: Study) -> list[Markup]:
 
 def _terms_of(axes: Axes, arm: str, lines: Sequence[Line]) -> None:
     logarithms(axes, lines)
-    axes.set_xlabel("epoch")
+    _epochs(axes)
     axes.set_title(short(arm))
+
+
+def _epochs(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
 
 
 def landscape(study: Study, cast: Cast) -> list[Markup]:
@@ -73,7 +75,9 @@ def _landscape(axes: Axes, direction: str, lines: Sequence[Line]) -> None:
     logarithms(axes, lines)
     axes.axvline(0, color="#8a8a86", linewidth=1, linestyle=(0, (1, 2)))
     axes.set_title(DIRECTIONS.get(direction, short(direction)))
-    axes.set_xlabel("step, in norms of each filter" if direction == "random" else "step, norm over all weights" if direction == "ascent" else "step")
+    axes.set_xlabel(
+        "step, in norms of each filter" if direction == "random" else "step, norm over all weights" if direction == "ascent" else "step"
+    )
 
 
 def _hue(cast: Cast, arm: str, place: int) -> str:

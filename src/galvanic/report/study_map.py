@@ -37,11 +37,23 @@ def figures(study: Study) -> list[Markup]:
     return [
         panel(
             partial(_map, arm=arm, lost=lost, most=most or 1.0),
-            size=(1.7 + 0.5 * len(_effects(lost)), 1.5 + 0.26 * len(_layers(lost))),
+            size=_size(lost),
             describe=f"Accuracy lost by effect and layer, {arm}",
         )
         for arm, lost in found.items()
     ]
+
+
+def _size(lost: Drops) -> tuple[float, float]:
+    """Inches that leave each square its place beside the longest names."""
+    layers, effects = _layers(lost), _effects(lost)
+    beside = max(len(short(layer)) for layer in ("all layers", *layers))
+    above = max(len(_above(*effect)) for effect in effects)
+    return 0.4 + 0.085 * beside + 0.5 * len(effects), 0.6 + 0.085 * above + 0.26 * len(layers)
+
+
+def _above(side: str, effect: str) -> str:
+    return short(name(side, effect), 26)
 
 
 def _map(axes: Axes, arm: str, lost: Drops, most: float) -> None:
@@ -55,7 +67,7 @@ def _map(axes: Axes, arm: str, lost: Drops, most: float) -> None:
     axes.set_title(short(arm))
     axes.set_xlim(-0.55, len(effects) - 0.45)
     axes.set_ylim(len(layers) - 0.45, -0.55)
-    axes.set_xticks(range(len(effects)), [short(name(*effect), 26) for effect in effects], rotation=90)
+    axes.set_xticks(range(len(effects)), [_above(*effect) for effect in effects], rotation=90)
     axes.set_yticks(range(len(layers)), ["all layers" if layer == ALL else short(layer) for layer in layers])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -75,23 +87,23 @@ def name(side: str, effect: str) -> str:
 
 def worst(study: Study) -> list[str]:
     """A sentence an arm: the effect and layer that cost most alone, the effect that costs most in all layers, and all together."""
-    return [f"{arm}: {'; '.join(parts)}." for arm, lost in drops(study).items() if (parts := _parts(study, lost))]
+    return [f"“{arm}”: {'; '.join(parts)}." for arm, lost in drops(study).items() if (parts := _parts(study, lost))]
 
 
 def _parts(study: Study, lost: Drops) -> list[str]:
     single = {key: value for key, value in lost.items() if ALL not in (key[0], key[2])}
     everywhere = {key: value for key, value in lost.items() if key[0] == ALL and key[2] != ALL}
-    images = study.config.get("n_test")
+    images = study.config.get("n_test", 0)
     example = 1 / images if is_number(images) and images > 0 else 0.0
     parts = []
     if single:
         layer, side, effect = max(single, key=lambda key: single[key])
         cost = single[layer, side, effect]
-        one = f"the worst single spot is {name(side, effect)} in layer {layer}, which alone costs {_cost(cost)}"
+        one = f"the worst single spot is “{name(side, effect)}” in layer “{layer}”, which alone costs {_cost(cost)}"
         parts.append(one if cost > 0.999 * example else "no effect in any single layer costs as much as one test image")
     if everywhere:
         _, side, effect = max(everywhere, key=lambda key: everywhere[key])
-        parts.append(f"in all layers at once {name(side, effect)} costs most, {_cost(everywhere[ALL, side, effect])}")
+        parts.append(f"in all layers at once “{name(side, effect)}” costs most, {_cost(everywhere[ALL, side, effect])}")
     if (ALL, ALL, ALL) in lost:
         parts.append(f"everything together costs {_cost(lost[ALL, ALL, ALL])}")
     return parts

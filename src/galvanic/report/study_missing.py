@@ -32,9 +32,10 @@ def _short(study: Study, arm: str) -> str | None:
     if not there:
         trained = len({str(row["seed"]) for row in study.of("training") if row["arm"] == arm})
         return f"Arm “{arm}” has not been measured on any chip" + (f" ({trained} of {seeds} trainings have begun)." if trained else ".")
-    pairs = len({key[:2] for key in there})
+    planned, pairs = seeds * chips, len({key[:2] for key in there})
     left = "" if any(row["arm"] == arm for row in study.said("interval")) else "; it has no part in the statistics until it is complete"
-    names = dict.fromkeys(name for _, _, name in there)
+    names = {name for _, _, name in there}
     lacking = [c.words for c in study.conditions if c.name not in names]
-    where = f" (nothing yet: {words.joined(lacking[:5])})" if lacking and pairs == seeds * chips else ""
-    return f"Arm “{arm}” was measured {len(there):,} of {seeds * chips * conditions:,} times, on {pairs} of {seeds * chips} pairs of training and chip{where}{left}."
+    where = f" (nothing yet: {words.joined(lacking[:5])})" if lacking and pairs == planned else ""
+    counts = f"{len(there):,} of {planned * conditions:,} times, on {pairs} of {planned} pairs of training and chip"
+    return f"Arm “{arm}” was measured {counts}{where}{left}."

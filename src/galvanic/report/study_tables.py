@@ -41,7 +41,10 @@ def recalibration(study: Study) -> dict[str, Any]:
 def calibration(study: Study) -> dict[str, Any]:
     """Arm x condition: likelihood and calibration error, on the hardware as it is and on the next worse one."""
     shown = [c for c in columns(study) if any(study.find("interval", arm, c.name, "nll") for arm in study.arms)][:2]
-    rows = [(arm, [(study.find("interval", arm, c.name, "nll"), study.find("interval", arm, c.name, "ece")) for c in shown]) for arm in study.arms]
+    rows = [
+        (arm, [(study.find("interval", arm, c.name, "nll"), study.find("interval", arm, c.name, "ece")) for c in shown])
+        for arm in study.arms
+    ]
     return {"columns": shown, "rows": [(arm, cells) for arm, cells in rows if any(nll or ece for nll, ece in cells)]}
 
 

@@ -1,5 +1,6 @@
 """Verdicts, intervals and probabilities as a reader meets them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from galvanic.report import words
@@ -10,6 +11,7 @@ FILTERS = ("verdict", "sign", "tone", "between", "apart", "around", "plain", "pr
 SIGNS = {"better": "▲", "worse": "▼", "no difference shown": "○", "not judged": "–"}
 TONES = {"better": "better", "worse": "worse"}
 UNTRIED = "not judged"
+_FAR = 10.0
 
 
 def verdict(row: Row) -> str:
@@ -34,19 +36,19 @@ def tone(row: Row) -> str:
 def between(row: Row) -> str:
     """The interval of a share, in percent; a dash where there is none.
 
-    >>> between({"low": 0.8412, "high": 0.8651}), between({"low": None, "high": None})
-    ('84.1 – 86.5 %', '–')
+    >>> between({"low": 0.8412, "high": 0.8651}), between({"low": None, "high": None}), between({"low": -1e9, "high": 1.2})
+    ('84.1 – 86.5 %', '–', '< −1000 – 120.0 %')
     """
-    return "–" if row["low"] is None or row["high"] is None else f"{_signed(100 * row['low'])} – {words.percent(row['high'])}"
+    return "–" if row["low"] is None or row["high"] is None else f"{_end(row['low'], _unsigned)} – {_end(row['high'], _unsigned)} %"
 
 
 def apart(row: Row) -> str:
     """The interval of a difference of shares, in percentage points.
 
-    >>> apart({"low": -0.012, "high": 0.034})
-    '−1.2 to +3.4'
+    >>> apart({"low": -0.012, "high": 0.034}), apart({"low": -0.01, "high": 1e30})
+    ('−1.2 to +3.4', '−1.0 to > +1000')
     """
-    return "–" if row["low"] is None or row["high"] is None else f"{words.points(row['low'])} to {words.points(row['high'])}"
+    return "–" if row["low"] is None or row["high"] is None else f"{_end(row['low'], words.points)} to {_end(row['high'], words.points)}"
 
 
 def around(row: Row) -> str:
@@ -78,5 +80,12 @@ def probability(p: Any) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _signed(number: float) -> str:
-    return f"{number:.1f}".replace("-", "−")
+def _end(share: float, written: Callable[[float], str]) -> str:
+    """An end of an interval; beyond ten times everything it says no more than that."""
+    if abs(share) <= _FAR:
+        return written(share)
+    return f"{'<' if share < 0 else '>'} {written(_FAR if share > 0 else -_FAR).removesuffix('.0')}"
+
+
+def _unsigned(share: float) -> str:
+    return words.percent(share).removesuffix(" %").replace("-", "−")

@@ -212,13 +212,15 @@ def _crossed(x: Table) -> tuple[float, float, float]:
     if seeds < 2:
         return mean, inf, 0.0
     of_seeds = chips * x.mean(1).var(ddof=1)
-    excess, spread = 0.0, of_seeds**2 / (seeds - 1)
+    excess, rest = 0.0, 0.0
     if chips > 1:
         left = x - x.mean(1, keepdims=True) - x.mean(0, keepdims=True) + mean
         of_chips, of_rest = seeds * x.mean(0).var(ddof=1), np.square(left).sum() / ((seeds - 1) * (chips - 1))
+        of_seeds = max(of_seeds, of_rest)  # less than what is left is chance, and would take all degrees of freedom
         if of_chips > of_rest:
             excess = of_chips - of_rest
-            spread += of_chips**2 / (chips - 1) + of_rest**2 / ((seeds - 1) * (chips - 1))
+            rest = of_chips**2 / (chips - 1) + of_rest**2 / ((seeds - 1) * (chips - 1))
+    spread = of_seeds**2 / (seeds - 1) + rest
     total = of_seeds + excess
     return mean, sqrt(total / x.size), min(seeds - 1.0, float(total**2 / spread)) if spread > 0 else seeds - 1.0
 

@@ -65,9 +65,9 @@ class _Disturbed(nn.Module):
 
 
 def noise_coefficients(model: nn.Module) -> dict[str, float]:
-    r"""The learned $\alpha$ by layer."""
+    r"""The learned $|\alpha|$ by layer; the sign of noise says nothing."""
     return {
-        name.removesuffix("parametrizations.weight.0").removesuffix("."): float(m.alpha.detach())
+        name.removesuffix("parametrizations.weight.0").removesuffix("."): abs(float(m.alpha.detach()))
         for name, m in model.named_modules()
         if isinstance(m, _Disturbed)
     }
