@@ -29,11 +29,13 @@ other seeds and chips, on images of the same Fashion-MNIST test set.
 
 
 def read(folder: Path) -> tuple[Row, list[Row], list[Row]]:
-    """Configuration, summary and the rows of maps of a study."""
+    """Configuration, summary, and the rows of maps and last epochs of a study."""
     config = json.loads((folder / "config.json").read_text())
     summary = [json.loads(line) for line in (folder / "summary.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    return config, summary, [row for row in rows if row["kind"] in ("sensitivity", "sharpness")]
+    last = max(row["epoch"] for row in rows if row["kind"] == "training")
+    wanted = [row for row in rows if row["kind"] in ("sensitivity", "sharpness") or (row["kind"] == "training" and row["epoch"] == last)]
+    return config, summary, wanted
 
 
 def page(folders: list[Path]) -> str:
@@ -54,6 +56,8 @@ def _study(config: Row, summary: list[Row], maps: list[Row]) -> Iterator[str]:
         f"trainings x {len(config['chips'])} unseen chips. Command: `{config['command']}`"
     )
     yield _accuracies(config, summary)
+    yield _differences(config, summary)
+    yield _learned(maps)
     yield _recalibration(config, summary)
     yield _maps(config, maps)
 
@@ -86,18 +90,46 @@ def _accuracies(config: Row, summary: list[Row]) -> str:
     return _table(["", "no hardware", *conditions, "retention", "relative area"], lines)
 
 
+def _differences(config: Row, summary: list[Row]) -> str:
+    found = {(r["arm"], r["condition"]): r for r in summary if r["kind"] == "comparison"}
+    conditions = [c for c in ("level 1", "level 2", "level 4", "fluctuating 1") if c in config["conditions"]]
+    lines = []
+    for arm in config["arms"]:
+        if arm != config["baseline"]:
+            lines.append([arm, *(_difference(found[arm, c]) if (arm, c) in found else "" for c in conditions)])
+    return f"Difference to `{config['baseline']}` in points, with its interval (not widened by the correction):\n\n" + _table(
+        ["", *conditions], lines
+    )
+
+
+def _difference(row: Row) -> str:
+    mean = f"{100 * row['difference']:+.1f}"
+    return mean if row["low"] is None else f"{mean} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+
+
+def _learned(rows: list[Row]) -> str:
+    """Learned sizes of noise at the end of training."""
+    lines: dict[str, list[str]] = {}
+    for key, start in (("learned_noise", 1.0), ("noise_coefficient", 0.25)):
+        values: dict[str, list[float]] = {}
+        for row in rows:
+            if key in row:
+                values.setdefault(row["arm"], []).append(abs(row[key]) / start)
+        for arm, each in values.items():
+            lines[arm] = [arm, f"{sum(each) / len(each):.2f}", f"{min(each):.2f}", f"{max(each):.2f}"]
+    if not lines:
+        return ""
+    return "Learned size of the noise after training, over that at its start:\n\n" + _table(
+        ["", "mean", "least", "most"], list(lines.values())
+    )
+
+
 def _recalibration(config: Row, summary: list[Row]) -> str:
     gains = {(r["arm"], r["condition"]): r for r in summary if r["kind"] == "recalibration"}
     if not gains:
         return ""
     conditions = list(dict.fromkeys(c for _, c in gains))
-    lines = []
-    for arm in config["arms"]:
-        row = [arm]
-        for c in conditions:
-            g = gains.get((arm, c))
-            row.append("" if g is None else f"{100 * g['difference']:+.1f} [{100 * g['low']:+.1f}, {100 * g['high']:+.1f}]")
-        lines.append(row)
+    lines = [[arm, *(_difference(gains[arm, c]) if (arm, c) in gains else "" for c in conditions)] for arm in config["arms"]]
     return "What new statistics of batch normalisation give, in points:\n\n" + _table(["", *conditions], lines)
 
 
