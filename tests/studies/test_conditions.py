@@ -112,7 +112,9 @@ def test_bits_reach_the_layers(model):
 @pytest.mark.parametrize("changes", [{"age_s": 3600.0}, {"temperature_K": 350.0}, {"level": 2.0}], ids=str)
 def test_age_temperature_and_level_reach_every_layer(model, changes):
     placed = Condition(name="", **changes).place(model, 1000, [])
-    reached = {"age_s": 0.0, "temperature_K": 300.0, "noise_level": 1.0} | {k.replace("level", "noise_level"): v for k, v in changes.items()}
+    reached = {"age_s": 0.0, "temperature_K": 300.0, "noise_level": 1.0} | {
+        k.replace("level", "noise_level"): v for k, v in changes.items()
+    }
     for layer in analog_layers(placed).values():
         assert {key: float(getattr(layer.conditions, key)) for key in reached} == reached
         assert layer.chip.number == 1000

@@ -10,13 +10,13 @@ import torch
 from galvanic import report
 from galvanic.studies.directory import RunDirectory, free_folder, occupied
 from galvanic.studies.settings import Settings, new_settings
-from galvanic.train import RECIPES
+from galvanic.train import MAIN
 
 
 @pytest.fixture
 def settings(model_file, data_file):
     def made(model: str = "Normed", **changes) -> Settings:
-        plain = {"data": str(data_file), "model": f"{model_file}:{model}", "profile": "pcm", "recipes": list(RECIPES), "seeds": [0]}
+        plain = {"data": str(data_file), "model": f"{model_file}:{model}", "profile": "pcm", "recipes": list(MAIN), "seeds": [0]}
         small = {"chips": [1000, 1001], "ages_s": [0.0, 3600.0], "noise_levels": [1.0], "epochs": 2, "batch": 16, "threads": 1}
         return new_settings(**plain | small | changes)
 
@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_says(finished):
         "parameters": 6 * 8 + 8 + 8 + 8 + 8 * 3 + 3,
         "command": "galvanic run",
     }
-    assert set(config["recipe_summaries"]) == set(RECIPES)
+    assert set(config["recipe_summaries"]) == set(MAIN)
     environment = json.loads((folder / "environment.json").read_text())
     assert {"galvanic", "python", "torch", "threads", "started", "seconds"} <= set(environment)
     assert report.write(folder) == folder / "report.html"

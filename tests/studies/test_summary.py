@@ -93,7 +93,7 @@ def test_recalibration_is_judged_against_the_same_condition_without_it():
     found = of(FOUND, "recalibration")
     assert set(found) == {(arm, "level 2") for arm in ARM}
     assert found["digital", "level 2"]["difference"] == pytest.approx(0.15)
-    assert found["digital", "level 2"]["verdict"] == "better"
+    assert found["digital", "level 2"]["verdict"] == compare(table("digital", RENEWED.name), table("digital", "level 2")).verdict
     expected = compare(table("worse", RENEWED.name), table("worse", "level 2"))
     assert found["worse", "level 2"]["p"] == expected.p
 

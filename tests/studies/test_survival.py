@@ -11,7 +11,7 @@ from galvanic.seeding import seed
 from galvanic.storage import read_tree
 from galvanic.studies.settings import Settings, new_settings
 from galvanic.studies.survival import Survival
-from galvanic.train import RECIPES
+from galvanic.train import MAIN
 
 AGES_S, LEVELS = [0.0, 86400.0], [0.0, 1.0]
 
@@ -19,7 +19,7 @@ AGES_S, LEVELS = [0.0, 86400.0], [0.0, 1.0]
 @pytest.fixture
 def settings(model_file, data_file):
     def made(model: str = "Normed", **changes) -> Settings:
-        plain = {"data": str(data_file), "model": f"{model_file}:{model}", "profile": "pcm", "recipes": list(RECIPES), "seeds": [0, 1]}
+        plain = {"data": str(data_file), "model": f"{model_file}:{model}", "profile": "pcm", "recipes": list(MAIN), "seeds": [0, 1]}
         small = {"chips": [1000, 1001], "ages_s": AGES_S, "noise_levels": LEVELS, "epochs": 2, "batch": 16, "threads": 1}
         return new_settings(**plain | small | changes)
 
@@ -37,7 +37,7 @@ def computed(one: Survival) -> dict[str, list[dict]]:
 def test_the_cells_are_placement_then_training_and_chips_of_each_recipe_and_seed(settings, tmp_path):
     names = [cell.name for cell in study(settings(), tmp_path).cells()]
     expected = ["placement"]
-    for recipe, number in itertools.product(RECIPES, (0, 1)):
+    for recipe, number in itertools.product(MAIN, (0, 1)):
         expected += [f"{recipe}-seed{number}-training", f"{recipe}-seed{number}-chip1000", f"{recipe}-seed{number}-chip1001"]
     assert names == expected
     assert all(cell.effort > 0 for cell in study(settings(), tmp_path).cells())
@@ -45,7 +45,7 @@ def test_the_cells_are_placement_then_training_and_chips_of_each_recipe_and_seed
 
 def test_every_condition_is_measured_once_on_every_chip_for_every_recipe_and_seed(settings, tmp_path):
     rows = [row for part in computed(study(settings(), tmp_path)).values() for row in part]
-    who = list(itertools.product(RECIPES, (0, 1), (1000, 1001)))
+    who = list(itertools.product(MAIN, (0, 1), (1000, 1001)))
     ages = Counter((r["recipe"], r["seed"], r["chip"], r["compensation"], r["age_s"]) for r in rows if r["kind"] == "age")
     assert ages == Counter((*w, c, a) for w in who for c in ("none", "global-drift", "batch-norm") for a in AGES_S)
     levels = Counter((r["recipe"], r["seed"], r["chip"], r["noise_level"]) for r in rows if r["kind"] == "level")
@@ -53,8 +53,8 @@ def test_every_condition_is_measured_once_on_every_chip_for_every_recipe_and_see
     layers = Counter((r["recipe"], r["seed"], r["chip"], r["age_s"], r["layer"]) for r in rows if r["kind"] == "layer")
     assert layers == Counter((*w, a, name) for w in who for a in (AGES_S[0], AGES_S[-1]) for name in ("0", "4"))
     training = Counter((r["recipe"], r["seed"], r["epoch"]) for r in rows if r["kind"] == "training")
-    assert training == Counter(itertools.product(RECIPES, (0, 1), (1, 2)))
-    assert Counter((r["recipe"], r["seed"]) for r in rows if r["kind"] == "digital") == Counter(itertools.product(RECIPES, (0, 1)))
+    assert training == Counter(itertools.product(MAIN, (0, 1), (1, 2)))
+    assert Counter((r["recipe"], r["seed"]) for r in rows if r["kind"] == "digital") == Counter(itertools.product(MAIN, (0, 1)))
     assert [r["layer"] for r in rows if r["kind"] == "placement"] == ["0", "1", "4"]
     accuracies = [r for r in rows if "accuracy" in r]
     assert all(
@@ -91,7 +91,7 @@ def test_digital_and_ptq_share_one_training_and_noise_has_its_own(settings, tmp_
         return [r["loss"] for r in rows[f"{recipe}-seed0-training"] if r["kind"] == "training"]
 
     assert losses("digital") == losses("ptq") != losses("noise")
-    models = {recipe: read_tree(tmp_path / "models" / f"{recipe}-seed0.safetensors")["state"] for recipe in RECIPES}
+    models = {recipe: read_tree(tmp_path / "models" / f"{recipe}-seed0.safetensors")["state"] for recipe in MAIN}
     assert torch.equal(models["digital"]["0.weight"], models["ptq"]["0.weight"])
     ranges = {recipe: [float(x) for name, x in state.items() if name.endswith("_range")] for recipe, state in models.items()}
     assert len(ranges["digital"]) == 4
@@ -104,7 +104,7 @@ def test_saved_models_give_the_rows_that_were_written(settings, tmp_path):
     whole = study(one, tmp_path)
     rows = computed(whole)
     data = one.load_data()
-    for recipe in RECIPES:
+    for recipe in MAIN:
         model = load(tmp_path / "models" / f"{recipe}-seed0.safetensors", one.builder(data)()).eval()
         assert {layer.chip.number for layer in analog_layers(model).values()} == {1000}
         for chip in (1000, 1001):

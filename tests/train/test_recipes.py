@@ -194,7 +194,9 @@ def test_what_acts_on_chips_is_refused_in_a_digital_training_and_taken_on_chips(
 
 
 @pytest.mark.parametrize(
-    "parts", [{"injection": ParametricNoise()}, {"blocks": Blocks(noise=True)}, {"sharpness": SharpnessAware()}], ids=str
+    "parts",
+    [{"injection": ParametricNoise()}, {"blocks": Blocks(noise=True)}, {"sharpness": SharpnessAware()}],
+    ids=lambda parts: next(iter(parts)),
 )
 def test_what_acts_throughout_is_taken_in_a_digital_training(parts):
     assert Training(**parts).hardware_from is None

@@ -48,6 +48,8 @@ class RunDirectory:
         first = study.build()
         check_fit(first, data.x_train[:2], data.classes, self.settings.model)
         list(study.placement())  # the tiles take the network
+        for recipe in self.settings.recipes:
+            study.fit(recipe, self.settings.seeds[0]).check()
         facts = {
             "data_note": data.note,
             "n_train": len(data.x_train),

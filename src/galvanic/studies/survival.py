@@ -14,7 +14,7 @@ from galvanic.physics import Conditions
 from galvanic.seeding import seed
 from galvanic.studies.datasets import Dataset
 from galvanic.studies.settings import Settings
-from galvanic.train import Fit, deploy
+from galvanic.train import Fit, Training, deploy
 
 Row = dict[str, Any]
 _INSPECTED = 1000  # images
@@ -89,7 +89,7 @@ class Survival:
     def fit(self, recipe: str, number: int) -> Fit:
         """The training run of a recipe and seed; recipes that train alike share it."""
         chosen = self.settings.recipe(recipe)
-        name = "digital" if chosen.training.hardware_from is None else recipe
+        name = "digital" if chosen.training == Training() else recipe
         return Fit(
             build=self.build,
             profile=self.settings.hardware(),

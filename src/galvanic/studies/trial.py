@@ -20,7 +20,6 @@ from galvanic.studies.protocol import STUDIES, Study
 from galvanic.studies.sensitivity import sensitivity
 from galvanic.studies.sharpness import ascent_direction, loss_along, random_direction, top_eigenvalue
 from galvanic.train import Budget, Fit, Recipe, cross_entropy, deploy
-from galvanic.train.rounding import weight_bits
 
 Row = dict[str, Any]
 _AT_ONCE = 100_000  # numbers of the input; the signals of larger batches leave the cache
@@ -177,10 +176,8 @@ class Trial:
         model = convert(self.build(), self.profile, chip=self.settings.chips[0])
         calibrate_ranges(model.eval(), [self.data.x_train[:2]])
         program(model, self.settings.chips[0])
-        for arm in map(self._recipe, self.settings.arms):
-            rounds = arm.rounding is not None or arm.training.quantised is not None
-            if rounds and weight_bits(self.profile) is None:
-                raise ValueError(f"arm {arm.name!r} rounds weights; profile {self.profile.name!r} does not quantise them")
+        for arm in self.settings.arms:
+            self.fit(arm, self.settings.seeds[0]).check()
 
     @property
     def _batch(self) -> int:

@@ -89,7 +89,7 @@ class Fit:
         checkpoint_every_s: seconds between two checkpoints.
 
     Raises:
-        ValueError: the recipe trains quantised weights, and the hardware does not quantise them.
+        ValueError: the recipe rounds weights, in training or after it, and the hardware does not quantise them.
     """
 
     build: Callable[[], nn.Module]
@@ -105,6 +105,19 @@ class Fit:
 
     def __post_init__(self) -> None:
         self._quantised()  # refuses hardware without levels now, not at the switch
+        if self.recipe.rounding is not None and weight_bits(self.profile) is None:
+            raise ValueError(f"recipe {self.recipe.name!r} rounds weights; profile {self.profile.name!r} does not quantise them")
+
+    def check(self) -> None:
+        """Refuse now, before any work, a network that the recipe cannot prepare.
+
+        Raises:
+            ValueError: it has no residual blocks to swap, or no layers to disturb.
+        """
+        try:
+            self._network()
+        except ValueError as error:
+            raise ValueError(f"recipe {self.recipe.name!r}: {error}") from error
 
     @property
     def epoch_steps(self) -> int:
