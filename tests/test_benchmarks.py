@@ -103,3 +103,11 @@ def test_help_shows_a_command_to_copy(script):
 def test_a_case_that_is_not_there_is_refused_with_those_that_are(script):
     message = run(script, "no-such-case", fails=True).stderr
     assert "no case 'no-such-case'; there are " in message
+
+
+def test_every_way_to_train_runs_small(tmp_path):
+    run("methods.py", "--quick", "--results", tmp_path / "methods.jsonl")
+    rows = rows_of(tmp_path / "methods.jsonl")
+    assert {"noise", "gates", "physics-informed", "half batch", "sharpness-aware"} <= {row["case"] for row in rows}
+    plain = next(row for row in rows if row["case"] == "noise")
+    assert all(row["ratio"] == pytest.approx(row["milliseconds"] / plain["milliseconds"], rel=0.02) for row in rows)

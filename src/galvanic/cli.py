@@ -349,7 +349,7 @@ def study(
 
       galvanic study survival --root ~/data
 
-      galvanic study survival --data digits --shrink 1 --seeds 2 --chips 2 --epochs 3 --arm digital --arm tuned
+      galvanic study ablation --seeds 2 --chips 2 --epochs 3 --arm tuned --arm ours --condition "level 1"
 
       galvanic study --resume studies/survival --engine ray
     """

@@ -1,15 +1,21 @@
 """A study is computed once, whatever happens to it on the way."""
 
+import importlib
 import json
 import os
+import random
+import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
+from multiprocessing import get_context
 
 import pytest
+import torch
 
-from galvanic.studies.grid import StudyDirectory, _digest, on_ray, study_settings
+from galvanic.storage import read_tree
+from galvanic.studies.grid import StudyDirectory, _digest, on_ray, processes, study_settings
 from galvanic.studies.protocol import STUDIES
 from galvanic.studies.trial import Trial
 
@@ -39,6 +45,11 @@ def whole(tmp_path_factory):
     return folder, executed(study(folder))
 
 
+def contents(folder):
+    """What equal studies share."""
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".jsonl", ".safetensors")}
+
+
 def test_rows_say_what_was_measured_on_which_chip(whole):
     rows = [json.loads(line) for line in whole[1].splitlines()]
     chips = [row for row in rows if row["kind"] == "chip"]
@@ -48,25 +59,142 @@ def test_rows_say_what_was_measured_on_which_chip(whole):
 
 
 def test_two_processes_give_the_rows_of_one(whole, tmp_path):
-    assert executed(study(tmp_path / "study"), workers=2) == whole[1]
+    folder = tmp_path / "study"
+    shutil.copytree(whole[0], folder)
+    for path in (*folder.glob("*/ptq-seed*"), *folder.glob("cells/digital-seed11-*")):
+        path.unlink()
+    assert executed(StudyDirectory.open(folder), workers=2) == whole[1]
+    assert contents(folder) == contents(whole[0])
 
 
-def test_a_killed_study_goes_on_and_ends_with_the_same_rows(whole, tmp_path):
-    study(tmp_path / "study")
-    code = "import sys; from pathlib import Path; from galvanic.studies.grid import StudyDirectory;"
-    code += "StudyDirectory.open(Path(sys.argv[1])).execute(lambda name, effort: print(name, flush=True))"
-    for finished in (1, 5):
-        with subprocess.Popen([sys.executable, "-c", code, tmp_path / "study"], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for _ in range(finished):
-                process.stdout.readline()
-            time.sleep(0.05)
-            os.kill(process.pid, signal.SIGKILL)
-    directory = StudyDirectory.open(tmp_path / "study")
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").iterdir() if path.suffix == ".jsonl"}
+def torn(path):
+    """Whether a file is there in part."""
+    if path.suffix == ".safetensors":
+        return not read_tree(path)
+    text = path.read_text()
+    return not text.endswith("\n") or not all(map(json.loads, text.splitlines()))
+
+
+def test_a_study_killed_at_random_moments_ends_with_the_rows_of_one_left_in_peace(tmp_path):
+    """Each time in a child of a process that imported everything before, so that the moments fall into the work."""
+    context, moments = get_context("forkserver"), random.Random(0)
+    context.set_forkserver_preload(["galvanic.studies.grid", "torch._dynamo"])  # the latter is what the first step of an optimiser imports
+    few = {"arms": ["ptq", "snt"], "epochs": 8}
+
+    def child(directory):
+        process = context.Process(target=directory.execute, args=(print,))
+        process.start()
+        return process
+
+    undisturbed = study(tmp_path / "undisturbed", **few)
+    started = time.monotonic()
+    process = child(undisturbed)
+    process.join()
+    seconds = time.monotonic() - started
+    assert process.exitcode == 0
+    interrupted, kept, kills = study(tmp_path / "interrupted", **few), {}, 0
+    for _ in range(8):
+        process = child(interrupted)
+        process.join(moments.uniform(0, seconds / 3))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+        found = [path for path in interrupted.folder.glob("*/*") if path.suffix in (".jsonl", ".safetensors")]
+        assert not any(map(torn, found))
+        cells = {path: path.stat().st_mtime_ns for path in found if path.suffix == ".jsonl"}
+        assert kept.items() <= cells.items()  # what was finished is neither lost nor computed again
+        kept = cells
+    assert kills > 2
     assert kept
-    assert executed(directory) == whole[1]
+    executed(StudyDirectory.open(interrupted.folder))
+    assert contents(interrupted.folder) == contents(undisturbed.folder)
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_whatever_is_missing_or_half_written_is_computed_again_to_the_byte(whole, tmp_path, draw):
+    folder, chosen = tmp_path / "study", random.Random(draw)
+    shutil.copytree(whole[0], folder)
+    cells = sorted((folder / "cells").iterdir())
+    for path in chosen.sample(cells, 4):
+        leftover = path.with_name(f".{path.name}.4242.tmp")
+        leftover.write_bytes(path.read_bytes()[:50])
+        path.unlink()
+    (folder / "rows.jsonl").unlink()
+    checkpoints = sorted((folder / "checkpoints").iterdir())
+    for path in chosen.sample(checkpoints, 2):
+        path.unlink()  # trained again where a cell needs it
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.jsonl")}
+    assert executed(StudyDirectory.open(folder)) == whole[1]
+    assert contents(folder).items() <= contents(whole[0]).items()
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+    assert not list(folder.rglob(".*.tmp"))
+
+
+def test_a_folder_that_was_emptied_holds_the_next_study_and_not_the_last(tmp_path):
+    """A process keeps the study it works on, but not for ever."""
+    few = {"arms": ["ptq"], "conditions": ["level 1"], "seeds": 1, "chips": 1}
+    first = executed(study(tmp_path / "study", **few))
+    shutil.rmtree(tmp_path / "study")
+    other = executed(study(tmp_path / "study", **few | {"train_samples": 70}))
+    assert other != first
+    assert other == executed(study(tmp_path / "another", **few | {"train_samples": 70}))
+
+
+def test_progress_adds_up_to_the_whole_and_threads_are_given_back(whole):
+    directory, paid, threads = StudyDirectory.open(whole[0]), [], torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        (whole[0] / "cells" / "ptq-seed10-chip1100.jsonl").unlink()
+        directory.execute(lambda name, effort: paid.append((name, effort)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    cells = Trial(directory.settings, directory.data(), directory.folder).cells()
+    assert sorted(paid) == sorted((cell.name, cell.effort) for cell in cells)
+
+
+JOBS = """
+import os, pathlib, time
+
+def killed(folder):
+    os.kill(os.getpid(), 9)
+
+def full(folder):
+    raise OSError(28, "No space left on device", "a file")
+
+def forever(folder):
+    (pathlib.Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+"""
+
+
+def test_processes_that_die_or_fail_or_are_left_are_waited_for_no_longer(tmp_path, monkeypatch):
+    (tmp_path / "jobs_of_a_study.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(tmp_path)
+    jobs = importlib.import_module("jobs_of_a_study")
+    with pytest.raises(RuntimeError, match="a process of this study was killed; if memory ran out, go on with fewer than 2 --workers"):
+        list(processes(jobs.killed, [(str(tmp_path),)], 2))
+    with pytest.raises(OSError, match="No space left on device: 'a file'"):
+        list(processes(jobs.full, [(str(tmp_path),)], 2))
+    (tmp_path / "pids").mkdir()
+
+    def interrupt():
+        while not (found := os.listdir(tmp_path / "pids")):
+            time.sleep(0.01)
+        pids.extend(map(int, found))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pids = []
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(processes(jobs.forever, [(str(tmp_path / "pids"),)], 2))
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def test_nothing_to_do_begins_no_process():
+    assert list(processes(str, [], 2)) == []
 
 
 def test_a_chip_does_not_depend_on_what_was_computed_before_it(whole):
@@ -147,25 +275,3 @@ def test_without_ray_its_engine_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'galvanic\[ray\]'"):
         list(on_ray(str, [("x",)], 1))
-
-
-def test_the_command_line_computes_a_study_and_refuses_what_it_cannot(tmp_path):
-    def call(*given, fails=False):
-        command = [sys.executable, "-m", "galvanic", *map(str, given)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert result.returncode == (2 if fails else 0), result.stderr
-        return result.stderr if fails else result.stdout
-
-    assert "survival-cifar" in call("study")
-    assert "sharpness-aware" in call("recipes")
-    small = ["--data", "digits", "--shrink", 1, "--train-samples", 60, "--test-samples", 30, "--epochs", 1, "--width", 2, "--seeds", 1]
-    few = ["--chips", 1, "--arm", "digital", "--condition", "level 1", "--workers", 1, "--out", "small"]
-    assert "report: small/report.html" in call("study", "survival", *small, *few).replace("\n", "")
-    assert "better" in (tmp_path / "small" / "report.html").read_text()
-    assert "small holds a run already" in call("study", "survival", *small, *few, fails=True)
-    assert (
-        call("study", "--resume", "small", "--seeds", 3, fails=True)
-        == "error: --resume keeps the settings of the study; leave out --seeds\n"
-    )
-    assert "unknown engine 'rays'" in call("study", "survival", "--engine", "rays", fails=True)
-    assert "say where they are with --root" in call("study", "survival", fails=True)
